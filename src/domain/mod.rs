@@ -1,0 +1,5 @@
+//! Pure types: what the words of the API mean, independent of doors, database and network.
+
+pub mod chance;
+pub mod clock;
+pub mod ids;

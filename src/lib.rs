@@ -1,0 +1,3 @@
+//! Switchboard: a multi-tenant WhatsApp gateway.
+
+pub mod domain;
