@@ -1,0 +1,4 @@
+DROP TABLE idempotency_keys;
+DROP TABLE early_acks;
+DROP TABLE message_transitions;
+DROP TABLE messages;
