@@ -6,6 +6,7 @@
 //! rollback, and both are cheap: role, tenant and `BEGIN` travel in one round trip.
 
 mod error;
+pub mod generation;
 pub mod group_commit;
 pub mod migrate;
 pub mod schema;

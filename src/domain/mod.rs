@@ -3,3 +3,5 @@
 pub mod chance;
 pub mod clock;
 pub mod ids;
+pub mod recipient;
+pub mod status;
