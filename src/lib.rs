@@ -1,5 +1,6 @@
 //! Switchboard: a multi-tenant WhatsApp gateway.
 
+pub mod app;
 pub mod config;
 pub mod db;
 pub mod domain;

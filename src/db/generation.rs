@@ -50,12 +50,12 @@ impl Generation {
                 Ok::<_, DbError>(sql("SELECT generation FROM directory_generation").prepared().get_result(&mut **conn).await?)
             })
             .await?;
-        self.0.store(row.generation, Ordering::Release);
+        AtomicI64::store(&self.0, row.generation, Ordering::Release);
         Ok(())
     }
 
     fn current(&self) -> i64 {
-        self.0.load(Ordering::Acquire)
+        AtomicI64::load(&self.0, Ordering::Acquire)
     }
 }
 

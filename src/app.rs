@@ -1,0 +1,102 @@
+//! What a process holds, built once by the command line and by tests.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::config::{Config, MasterKey};
+use crate::db::generation::Generation;
+use crate::db::{Db, DbError};
+use crate::domain::chance::Chance;
+use crate::domain::clock::Clock;
+use crate::identity::seal::Sealer;
+
+/// Everything that lives as long as the process; clones share it.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// The parts of an [`App`].
+#[derive(Debug)]
+pub struct Parts {
+    /// The settings.
+    pub config: Config,
+    /// The source of time.
+    pub clock: Clock,
+    /// The source of randomness.
+    pub chance: Chance,
+    /// Postgres.
+    pub db: Db,
+    /// Moves when something cached was changed on any node.
+    pub generation: Generation,
+    /// Seals secrets at rest.
+    pub sealer: Sealer,
+    /// Wakes what waits for work on this node.
+    pub wake: Wake,
+    runtime: Handle,
+}
+
+/// Bells that save this node's loops the wait for their next poll. They are hints: each loop also looks by itself.
+#[derive(Debug, Default)]
+pub struct Wake {
+    /// A lane may have become ready.
+    pub dispatch: Notify,
+    /// Events were written.
+    pub events: Notify,
+    /// Webhook deliveries became due.
+    pub deliveries: Notify,
+    /// A session's desired state changed.
+    pub sessions: Notify,
+}
+
+/// Why a process cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No master key outside of development.
+    #[error("SWITCHBOARD_MASTER_KEY: is not set; make one with `openssl rand -base64 32`, and keep it: it opens what is sealed")]
+    NoMasterKey,
+    /// The database's settings do not work.
+    #[error(transparent)]
+    Database(#[from] DbError),
+}
+
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Builds the parts on the current (multi-thread) runtime, which from then on owns every connection to the outside.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
+        let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
+        Ok(Self(Arc::new(Parts {
+            sealer: Sealer::new(key, chance.clone()),
+            db: Db::open(&config.database)?,
+            generation: Generation::default(),
+            wake: Wake::default(),
+            runtime: Handle::current(),
+            config,
+            clock,
+            chance,
+        })))
+    }
+
+    /// Runs `work` on the process-wide runtime and waits for it. A caller that is dropped meanwhile (a client that hung up)
+    /// does not stop it.
+    ///
+    /// # Errors
+    /// When `work` panicked or the runtime is shutting down.
+    pub async fn detached<F>(&self, work: F) -> Result<F::Output, tokio::task::JoinError>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.runtime.spawn(work).await
+    }
+}
