@@ -4,4 +4,6 @@ pub mod app;
 pub mod config;
 pub mod db;
 pub mod domain;
+pub mod events;
 pub mod identity;
+pub mod messages;
