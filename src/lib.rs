@@ -1,3 +1,4 @@
 //! Switchboard: a multi-tenant WhatsApp gateway.
 
 pub mod domain;
+pub mod waha;
