@@ -7,3 +7,4 @@ pub mod domain;
 pub mod events;
 pub mod identity;
 pub mod messages;
+pub mod waha;
