@@ -1,0 +1,3 @@
+//! WhatsApp sessions: what should be, what WAHA says, and the step between them.
+
+pub mod directory;

@@ -1,0 +1,3 @@
+//! What operators see: logs, metrics, trace context.
+
+pub mod trace;
