@@ -1,3 +1,4 @@
 //! Switchboard: a multi-tenant WhatsApp gateway.
 
+pub mod broker;
 pub mod domain;
