@@ -1,10 +1,14 @@
 //! Switchboard: a multi-tenant WhatsApp gateway.
 
 pub mod app;
+pub mod broker;
 pub mod config;
 pub mod db;
+pub mod dispatch;
 pub mod domain;
 pub mod events;
 pub mod identity;
 pub mod messages;
+pub mod sessions;
+pub mod telemetry;
 pub mod waha;
