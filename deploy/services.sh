@@ -406,7 +406,7 @@ debian_packages() { # packages that are missing
     local get=(env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=60)
     candidate="$(apt-cache policy "${missing[0]}" 2>/dev/null | awk '/Candidate:/ { print $2 }')"
     if [ -z "$candidate" ] || [ "$candidate" = "(none)" ]; then
-        root "${get[@]}" update >&2 </dev/null || die "apt-get update failed: is there a network?"
+        root "${get[@]}" update >/dev/null </dev/null || die "apt-get update failed: is there a network?"
     fi
     for package in "${missing[@]}"; do
         candidate="$(apt-cache policy "$package" | awk '/Candidate:/ { print $2 }')"
@@ -423,9 +423,11 @@ debian_packages() { # packages that are missing
         esac
     done
     # A package whose service may not start (policy-rc.d) is installed all the same; a stale index is refreshed once.
-    root "${get[@]}" --no-install-recommends install "${missing[@]}" >&2 </dev/null ||
-        { root "${get[@]}" update >&2 </dev/null && root "${get[@]}" --no-install-recommends install "${missing[@]}" >&2 </dev/null; } ||
-        die "could not install ${missing[*]}: see apt-get's complaint above"
+    mkdir -p "$state_dir"
+    local log="$state_dir/apt-get.log" install=("${get[@]}" --no-install-recommends install "${missing[@]}")
+    root "${install[@]}" >"$log" 2>&1 </dev/null ||
+        { root "${get[@]}" update >>"$log" 2>&1 </dev/null && root "${install[@]}" >>"$log" 2>&1 </dev/null; } ||
+        die "could not install ${missing[*]}: $(grep '^E: ' "$log" | tail -n 1) (see $log)"
 }
 
 # Something that accepts connections and does not speak the protocol may be a container on its way up: give it a moment.
