@@ -26,7 +26,7 @@ test: need-cargo ## The whole suite, against real services
 		cargo test $(LOCKED) -q --doc && exec cargo nextest run $(LOCKED) $(ARGS); \
 	else \
 		echo "test: cargo-nextest is not installed, using cargo test (https://nexte.st runs the suite faster)" >&2; \
-		exec cargo test $(LOCKED) $(ARGS); \
+		exec cargo test $(LOCKED) --no-fail-fast $(ARGS); \
 	fi
 
 check: need-cargo ## Format, lints, docs, licences, and whether openapi/openapi.json is up to date

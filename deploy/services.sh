@@ -507,6 +507,15 @@ what_to_set() { echo "${1:+DATABASE_URL}${1:+${2:+ and }}${2:+AMQP_URL}"; }
 
 skip_systemd=()
 if [ ! -d /run/systemd/system ]; then skip_systemd=(--skip-systemctl-redirect); fi
+
+# One at a time: two terminals may ask at once. `-o` keeps the lock out of the hands of the daemons started below.
+if [ -z "${SWITCHBOARD_SERVICES_LOCKED:-}" ] && have flock && mkdir -p "$state_dir" 2>/dev/null && [ -w "$state_dir" ]; then
+    status=0
+    SWITCHBOARD_SERVICES_LOCKED=1 flock -o -E 75 -w 180 "$state_dir/lock" bash "${BASH_SOURCE[0]}" "$@" || status=$?
+    [ "$status" -ne 75 ] || die "another services.sh has been running for 180 s (lock: $state_dir/lock)"
+    exit "$status"
+fi
+
 case "${1:-start}" in
     start) start_services ;;
     stop) stop_services ;;
