@@ -285,7 +285,7 @@ impl Directory {
                 )
             })
             .await?;
-        let Some(row) = rows.first() else { return Ok(None) };
+        let Some(row) = rows.as_slice().first() else { return Ok(None) };
         let entry = self.server_entry(row)?;
         self.servers.put(begun, id, Arc::clone(&entry));
         Ok(Some(entry))

@@ -1,0 +1,3 @@
+//! What WAHA tells us.
+
+pub mod acks;
