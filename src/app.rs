@@ -11,10 +11,12 @@ use tokio::sync::Notify;
 use crate::broker::{Broker, BrokerConfig};
 use crate::config::{Config, MasterKey};
 use crate::db::generation::Generation;
+use crate::db::group_commit::GroupCommit;
 use crate::db::{Db, DbError};
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
 use crate::identity::seal::Sealer;
+use crate::ingest::spool::Spool;
 use crate::messages::accept::Acceptor;
 use crate::sessions::directory::Directory;
 use crate::waha::{Timeouts, WahaClient};
@@ -46,6 +48,8 @@ pub struct Parts {
     pub directory: Directory,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// Keeps WAHA's events while the broker is away.
+    pub spool: GroupCommit<Spool>,
     /// Wakes what waits for work on this node.
     pub wake: Arc<Wake>,
     runtime: Handle,
@@ -112,6 +116,7 @@ impl App {
             waha: WahaClient::new(Handle::current(), Timeouts::default())?,
             broker: Broker::start(broker, chance.clone()),
             runtime: Handle::current(),
+            spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
             acceptor,
             sealer,
             db,
