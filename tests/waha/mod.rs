@@ -1,6 +1,7 @@
 //! WAHA's side of the wire: captured webhooks, and servers that answer, break off or hang.
 
+mod arbitrary;
 mod captures;
 mod events;
-mod server;
+pub mod server;
 mod wire;
