@@ -2,6 +2,7 @@
 
 mod arbitrary;
 mod captures;
+mod contract;
 mod events;
 pub mod server;
 mod wire;
