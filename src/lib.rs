@@ -4,6 +4,7 @@ pub mod app;
 pub mod broker;
 pub mod config;
 pub mod db;
+pub mod delivery;
 pub mod dispatch;
 pub mod domain;
 pub mod events;

@@ -16,7 +16,7 @@ use crate::domain::status::Ack;
 use crate::ingest::acks::{self, AckEvent};
 use crate::ingest::inbound::{self, Inbound};
 use crate::sessions::status::{self, Observation};
-use crate::waha::{Payload, WebhookEvent};
+use crate::waha::webhook::{Payload, WebhookEvent};
 
 /// Events sorted by what they change.
 #[derive(Default)]

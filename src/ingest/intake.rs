@@ -11,7 +11,7 @@ use crate::broker::{Outgoing, PublishError, Route};
 use crate::domain::ids::WahaServerId;
 use crate::sessions::directory::DirectoryError;
 use crate::telemetry::trace;
-use crate::waha;
+use crate::waha::webhook;
 
 /// Why an event was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +43,9 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
         return Err(IntakeError::UnknownServer);
     }
     // An unknown session answers as a wrong signature does.
-    let name = waha::session_name(&body).ok_or(IntakeError::BadSignature)?.session.into_owned();
+    let name = webhook::session_name(&body).ok_or(IntakeError::BadSignature)?.session.into_owned();
     let session = app.directory.session_named(server, &name).await?.ok_or(IntakeError::BadSignature)?;
-    if !waha::verify(&[&session.webhook_key], &body, signature) {
+    if !webhook::verify(&[&session.webhook_key], &body, signature) {
         return Err(IntakeError::BadSignature);
     }
     let event = InboundEvent {

@@ -4,6 +4,7 @@
 //! lane and the tenant's event change in one transaction.
 
 use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
@@ -83,7 +84,7 @@ UPDATE lanes l SET
 WHERE l.tenant_id = $1 AND l.session_id = $2
   AND (l.paused_because IS NOT DISTINCT FROM 'session_not_working') = $3";
 
-#[derive(diesel::QueryableByName)]
+#[derive(QueryableByName)]
 struct Observed {
     #[diesel(embed)]
     session: SessionRow,

@@ -54,6 +54,14 @@ impl MediaKind {
             Self::Document => "sendFile",
         }
     }
+
+    fn is_sent_as_it_is(&self) -> bool {
+        matches!(self, Self::Image | Self::Document)
+    }
+}
+
+fn as_true<S: Serializer>(_kind: &MediaKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(true)
 }
 
 /// Where a file's bytes come from.
@@ -86,8 +94,8 @@ pub struct MediaFile {
 /// A file with an optional caption.
 #[derive(Clone, Serialize)]
 pub struct SendMedia {
-    /// What it is shown as.
-    #[serde(skip)]
+    /// What it is shown as. WAHA may convert voice and video to what WhatsApp plays.
+    #[serde(rename = "convert", serialize_with = "as_true", skip_serializing_if = "MediaKind::is_sent_as_it_is")]
     pub kind: MediaKind,
     /// The session's name on the WAHA server.
     pub session: String,
@@ -108,9 +116,6 @@ pub struct SendMedia {
     /// The people its caption mentions.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mentions: Vec<String>,
-    /// Whether WAHA may convert voice and video to what WhatsApp plays.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub convert: Option<bool>,
 }
 
 /// A place.

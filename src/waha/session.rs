@@ -79,7 +79,7 @@ impl SessionSpec {
 
     /// The body that replaces the session's configuration.
     pub(super) fn update_body(&self) -> Value {
-        json!({"name": self.name, "config": self.config()})
+        json!({"config": self.config()})
     }
 }
 
