@@ -7,4 +7,5 @@ pub mod domain;
 pub mod events;
 pub mod identity;
 pub mod messages;
+pub mod simulator;
 pub mod waha;
