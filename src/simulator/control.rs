@@ -173,13 +173,15 @@ impl Control {
 
     /// Returns once the session of this name is WORKING; waits for it to be created, too.
     pub async fn working(&self, session: &str) {
+        let mut created = self.world.created.subscribe();
         loop {
-            if let Some(session) = self.world.session(session)
-                && session.working().await
-            {
-                return;
+            created.mark_unchanged();
+            match self.world.session(session) {
+                Some(session) if session.working().await => return,
+                Some(_) => {}
+                // The sender lives as long as `self`, so waiting cannot fail.
+                None => drop(created.changed().await),
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

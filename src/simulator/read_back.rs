@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::Engine;
 use super::answers::Answer;
 use super::ids;
 use super::ledger::Entry;
@@ -217,10 +216,7 @@ fn reaction(world: &std::sync::Arc<World>, session: &std::sync::Arc<Session>, ca
         "reaction": {"text": text, "messageId": id},
     });
     webhooks::emit(world, session, &[Event::MessageReaction], &payload.to_string());
-    match world.engine {
-        Engine::Webjs | Engine::Wpp => Answer::json(200, "true"),
-        Engine::Noweb | Engine::Gows => Answer::json(200, shape.send_answer("reaction", false)),
-    }
+    Answer::json(200, shape.send_answer("reaction", false))
 }
 
 fn read_chat(session: &Session, chat: &str) -> Answer {

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::faults::Faults;
 use super::ids;
@@ -35,6 +35,8 @@ pub(super) struct World {
     pub runtime: Handle,
     pub poster: reqwest::Client,
     pub faults: Faults,
+    /// Changes with every session that is created.
+    pub created: watch::Sender<()>,
     time_scale: f64,
     sessions: RwLock<HashMap<Arc<str>, Arc<Session>>>,
     mailboxes: RwLock<HashMap<Arc<str>, Arc<Mutex<Mailbox>>>>,
@@ -93,6 +95,7 @@ impl World {
             runtime: Handle::current(),
             poster,
             faults: Faults::default(),
+            created: watch::Sender::new(()),
             time_scale: if config.time_scale > 0.0 { config.time_scale } else { 1.0 },
             sessions: RwLock::default(),
             mailboxes: RwLock::default(),
