@@ -13,5 +13,6 @@ pub mod ingest;
 pub mod messages;
 pub mod sending;
 pub mod sessions;
+pub mod simulator;
 pub mod telemetry;
 pub mod waha;

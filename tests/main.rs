@@ -2,4 +2,5 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that goes wrong may stop")]
 
 mod delivery;
+mod simulator;
 mod waha;
