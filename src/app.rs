@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -12,6 +13,7 @@ use crate::db::generation::Generation;
 use crate::db::{Db, DbError};
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
+use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
 
 /// Everything that lives as long as the process; clones share it.
@@ -33,6 +35,10 @@ pub struct Parts {
     pub generation: Generation,
     /// Seals secrets at rest.
     pub sealer: Sealer,
+    /// The callers' keys.
+    pub keys: Keys,
+    /// What this node says of itself.
+    pub health: Health,
     /// Wakes what waits for work on this node.
     pub wake: Wake,
     runtime: Handle,
@@ -51,11 +57,47 @@ pub struct Wake {
     pub sessions: Notify,
 }
 
+/// What a node says of itself, beside what can be asked of the database.
+#[derive(Debug, Default)]
+pub struct Health {
+    broker: AtomicU8,
+    draining: AtomicBool,
+}
+
+impl Health {
+    /// Notes whether the broker is connected. Without it requests are still accepted, but nothing leaves.
+    pub fn set_broker(&self, connected: bool) {
+        self.broker.store(if connected { 2 } else { 1 }, Ordering::Relaxed);
+    }
+
+    /// Whether the broker is connected; `None` on a node that does not use it.
+    #[must_use]
+    pub fn broker(&self) -> Option<bool> {
+        match self.broker.load(Ordering::Relaxed) {
+            0 => None,
+            state => Some(state == 2),
+        }
+    }
+
+    /// Notes that this node is about to stop and wants no more requests.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this node is about to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
 /// Why a process cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// No master key outside of development.
-    #[error("SWITCHBOARD_MASTER_KEY: is not set; make one with `openssl rand -base64 32`, and keep it: it opens what is sealed")]
+    #[error(
+        "SWITCHBOARD_MASTER_KEY: is not set; make one with `openssl rand -base64 32`, and keep it: it opens what is sealed"
+    )]
     NoMasterKey,
     /// The database's settings do not work.
     #[error(transparent)]
@@ -76,10 +118,13 @@ impl App {
     /// [`StartError`].
     pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
         let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
+        let generation = Generation::default();
         Ok(Self(Arc::new(Parts {
             sealer: Sealer::new(key, chance.clone()),
             db: Db::open(&config.database)?,
-            generation: Generation::default(),
+            keys: Keys::new(config.platform_key.as_ref(), &generation),
+            generation,
+            health: Health::default(),
             wake: Wake::default(),
             runtime: Handle::current(),
             config,
@@ -98,5 +143,13 @@ impl App {
         F: Future<Output: Send> + Send + 'static,
     {
         self.runtime.spawn(work).await
+    }
+
+    /// Starts `work` on the process-wide runtime; nobody waits for it.
+    pub fn spawn<F>(&self, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.runtime.spawn(work));
     }
 }

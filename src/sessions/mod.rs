@@ -1,0 +1,3 @@
+//! WhatsApp sessions and the servers that hold them.
+
+pub mod servers;
