@@ -21,6 +21,7 @@ use crate::domain::ids::{EventId, MessageId, SessionId, TenantId};
 use crate::domain::recipient::ChatId;
 use crate::messages::row::MessageRow;
 use crate::messages::view::{Message, Priority};
+use crate::waha;
 
 /// How long the first answer to an Idempotency-Key is kept.
 pub const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
@@ -86,6 +87,9 @@ pub enum AcceptError {
     /// The first answer could not be read.
     #[error(transparent)]
     Database(#[from] DbError),
+    /// The process is going away.
+    #[error(transparent)]
+    Stopping(#[from] tokio::task::JoinError),
 }
 
 /// A draft on its way into the database.
@@ -126,7 +130,10 @@ impl Acceptor {
             (Answer::Accepted, _) => Ok(Accepted { id, json, replayed: false }),
             (Answer::NoSuchSession, _) => Err(AcceptError::NoSuchSession),
             (Answer::KeyTaken, None) => Err(AcceptError::KeyReused),
-            (Answer::KeyTaken, Some(key)) => first_answer(&app.db, tenant, key).await,
+            (Answer::KeyTaken, Some(key)) => {
+                let db = app.db.clone();
+                app.detached(async move { first_answer(&db, tenant, key).await }).await?
+            }
         }
     }
 }
@@ -160,11 +167,6 @@ async fn first_answer(db: &Db, tenant: TenantId, used: KeyUse) -> Result<Accepte
     Ok(Accepted { id: first.resource_id, json: first.response.into(), replayed: true })
 }
 
-/// WhatsApp's form of a message id: what a web client would make.
-fn whatsapp_id(chance: &Chance) -> String {
-    format!("3EB0{}", hex::encode_upper(chance.bytes::<9>()))
-}
-
 fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
     let row = MessageRow {
         tenant_id: draft.tenant,
@@ -182,7 +184,7 @@ fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
         reply_to: None,
         metadata: draft.metadata,
         // Fixed before the first attempt and stored, so that every attempt carries the same one.
-        waha_message_id: draft.honours_message_id.then(|| whatsapp_id(chance)),
+        waha_message_id: draft.honours_message_id.then(|| waha::new_message_id(chance)),
         ack: None,
         attempts: 0,
         error_code: None,

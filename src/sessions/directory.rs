@@ -166,6 +166,16 @@ impl Directory {
         }))
     }
 
+    /// The session `id`, if it is `tenant`'s and this node has looked it up before.
+    pub fn known_session(&self, tenant: TenantId, id: SessionId) -> Option<Arc<SessionEntry>> {
+        self.by_id.get(&id).filter(|entry| entry.tenant == tenant)
+    }
+
+    /// [`Directory::only_session`], if this node has looked it up before.
+    pub fn known_only_session(&self, tenant: TenantId) -> Option<Only> {
+        self.only.get(&tenant)
+    }
+
     /// The session `id`, if it is `tenant`'s.
     ///
     /// # Errors
