@@ -4,17 +4,24 @@ use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::broker::{Broker, BrokerConfig};
 use crate::config::{Config, MasterKey};
 use crate::db::generation::Generation;
+use crate::db::group_commit::GroupCommit;
 use crate::db::{Db, DbError};
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
 use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
+use crate::ingest::spool::Spool;
+use crate::messages::accept::Acceptor;
+use crate::sessions::directory::Directory;
+use crate::waha::{Timeouts, WahaClient};
 
 /// Everything that lives as long as the process; clones share it.
 #[derive(Clone, Debug)]
@@ -35,12 +42,22 @@ pub struct Parts {
     pub generation: Generation,
     /// Seals secrets at rest.
     pub sealer: Sealer,
+    /// RabbitMQ.
+    pub broker: Broker,
+    /// The client of all WAHA servers.
+    pub waha: WahaClient,
+    /// Which session lives where.
+    pub directory: Directory,
+    /// Accepts messages.
+    pub acceptor: Acceptor,
+    /// Keeps WAHA's events while the broker is away.
+    pub spool: GroupCommit<Spool>,
     /// The callers' keys.
     pub keys: Keys,
     /// What this node says of itself.
     pub health: Health,
     /// Wakes what waits for work on this node.
-    pub wake: Wake,
+    pub wake: Arc<Wake>,
     runtime: Handle,
 }
 
@@ -102,6 +119,9 @@ pub enum StartError {
     /// The database's settings do not work.
     #[error(transparent)]
     Database(#[from] DbError),
+    /// The TLS backend cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Http(#[from] reqwest::Error),
 }
 
 impl Deref for App {
@@ -118,15 +138,34 @@ impl App {
     /// [`StartError`].
     pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
         let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
+        let sealer = Sealer::new(key, chance.clone());
+        let db = Db::open(&config.database)?;
         let generation = Generation::default();
+        let wake = Arc::new(Wake::default());
+        let bells = Arc::clone(&wake);
+        let acceptor = Acceptor::start(db.clone(), move || {
+            bells.dispatch.notify_one();
+            bells.events.notify_one();
+        });
+        let broker = BrokerConfig {
+            url: config.amqp_url.clone(),
+            namespace: config.broker_namespace.clone(),
+            publish_timeout: Duration::from_secs(5),
+            channels: 2,
+        };
         Ok(Self(Arc::new(Parts {
-            sealer: Sealer::new(key, chance.clone()),
-            db: Db::open(&config.database)?,
             keys: Keys::new(config.platform_key.as_ref(), &generation),
-            generation,
             health: Health::default(),
-            wake: Wake::default(),
+            directory: Directory::new(db.clone(), sealer.clone(), &generation),
+            waha: WahaClient::new(Handle::current(), Timeouts::default())?,
+            broker: Broker::start(broker, chance.clone()),
             runtime: Handle::current(),
+            spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
+            acceptor,
+            sealer,
+            db,
+            generation,
+            wake,
             config,
             clock,
             chance,

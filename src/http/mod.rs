@@ -10,7 +10,9 @@
 mod api_keys;
 mod body;
 mod caller;
+mod hooks;
 pub mod idempotency;
+mod messages;
 mod observe;
 pub mod openapi;
 mod operations;
@@ -142,13 +144,14 @@ fn running(address: SocketAddr, server: Server) -> Running {
 
 /// Every route of the API.
 fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
-    cfg.configure(operations::routes);
+    cfg.configure(operations::routes).configure(hooks::routes);
     if with_metrics {
         cfg.configure(operations::metrics_route);
     }
     cfg.service(
         web::scope("/v1")
             .wrap(from_fn(caller::authenticate))
+            .configure(messages::routes)
             .configure(tenants::routes)
             .configure(waha_servers::routes)
             .configure(api_keys::routes)

@@ -36,6 +36,8 @@ struct Base;
 /// The descriptions of the resources' files, in the order of the document's tags.
 fn parts() -> Vec<utoipa::openapi::OpenApi> {
     vec![
+        super::messages::openapi(),
+        super::hooks::openapi(),
         super::own_tenant::openapi(),
         super::api_keys::openapi(),
         super::tenants::openapi(),

@@ -1,0 +1,2 @@
+//! The event log.
+pub mod log;

@@ -1,0 +1,3 @@
+//! Deliveries on the wire.
+
+mod guard;
