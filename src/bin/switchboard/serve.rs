@@ -73,7 +73,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// What development does without: keys of one's own, public addresses, chatty logs in the way of the demonstration.
-fn prepare_for_development(config: &mut Config) {
+pub fn prepare_for_development(config: &mut Config) {
     if config.master_key.is_none() {
         config.master_key = Some(MasterKey(Sha256::digest(b"switchboard, for development only").into()));
     }
