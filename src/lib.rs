@@ -3,5 +3,7 @@
 pub mod app;
 pub mod config;
 pub mod db;
+pub mod delivery;
 pub mod domain;
+pub mod events;
 pub mod identity;

@@ -1,1 +1,4 @@
+//! Everything that needs more than one module: one binary, so that it is linked once.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that goes wrong may stop")]
 
+mod delivery;

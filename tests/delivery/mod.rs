@@ -1,0 +1,6 @@
+//! Events and webhooks, on a real database and real sockets.
+
+mod endpoints;
+mod events;
+mod support;
+mod worker;
