@@ -3,16 +3,25 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use crate::broker::{Broker, BrokerConfig};
 use crate::config::{Config, MasterKey};
 use crate::db::generation::Generation;
+use crate::db::group_commit::GroupCommit;
 use crate::db::{Db, DbError};
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
+use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
+use crate::ingest::spool::Spool;
+use crate::messages::accept::Acceptor;
+use crate::sessions::directory::Directory;
+use crate::waha::{Timeouts, WahaClient};
 
 /// Everything that lives as long as the process; clones share it.
 #[derive(Clone, Debug)]
@@ -33,8 +42,22 @@ pub struct Parts {
     pub generation: Generation,
     /// Seals secrets at rest.
     pub sealer: Sealer,
+    /// RabbitMQ.
+    pub broker: Broker,
+    /// The client of all WAHA servers.
+    pub waha: WahaClient,
+    /// Which session lives where.
+    pub directory: Directory,
+    /// Accepts messages.
+    pub acceptor: Acceptor,
+    /// Keeps WAHA's events while the broker is away.
+    pub spool: GroupCommit<Spool>,
+    /// The callers' keys.
+    pub keys: Keys,
+    /// What this node says of itself.
+    pub health: Health,
     /// Wakes what waits for work on this node.
-    pub wake: Wake,
+    pub wake: Arc<Wake>,
     runtime: Handle,
 }
 
@@ -51,15 +74,54 @@ pub struct Wake {
     pub sessions: Notify,
 }
 
+/// What a node says of itself, beside what can be asked of the database.
+#[derive(Debug, Default)]
+pub struct Health {
+    broker: AtomicU8,
+    draining: AtomicBool,
+}
+
+impl Health {
+    /// Notes whether the broker is connected. Without it requests are still accepted, but nothing leaves.
+    pub fn set_broker(&self, connected: bool) {
+        self.broker.store(if connected { 2 } else { 1 }, Ordering::Relaxed);
+    }
+
+    /// Whether the broker is connected; `None` on a node that does not use it.
+    #[must_use]
+    pub fn broker(&self) -> Option<bool> {
+        match self.broker.load(Ordering::Relaxed) {
+            0 => None,
+            state => Some(state == 2),
+        }
+    }
+
+    /// Notes that this node is about to stop and wants no more requests.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this node is about to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
 /// Why a process cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// No master key outside of development.
-    #[error("SWITCHBOARD_MASTER_KEY: is not set; make one with `openssl rand -base64 32`, and keep it: it opens what is sealed")]
+    #[error(
+        "SWITCHBOARD_MASTER_KEY: is not set; make one with `openssl rand -base64 32`, and keep it: it opens what is sealed"
+    )]
     NoMasterKey,
     /// The database's settings do not work.
     #[error(transparent)]
     Database(#[from] DbError),
+    /// The TLS backend cannot be set up.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Http(#[from] reqwest::Error),
 }
 
 impl Deref for App {
@@ -76,12 +138,34 @@ impl App {
     /// [`StartError`].
     pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
         let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
+        let sealer = Sealer::new(key, chance.clone());
+        let db = Db::open(&config.database)?;
+        let generation = Generation::default();
+        let wake = Arc::new(Wake::default());
+        let bells = Arc::clone(&wake);
+        let acceptor = Acceptor::start(db.clone(), move || {
+            bells.dispatch.notify_one();
+            bells.events.notify_one();
+        });
+        let broker = BrokerConfig {
+            url: config.amqp_url.clone(),
+            namespace: config.broker_namespace.clone(),
+            publish_timeout: Duration::from_secs(5),
+            channels: 2,
+        };
         Ok(Self(Arc::new(Parts {
-            sealer: Sealer::new(key, chance.clone()),
-            db: Db::open(&config.database)?,
-            generation: Generation::default(),
-            wake: Wake::default(),
+            keys: Keys::new(config.platform_key.as_ref(), &generation),
+            health: Health::default(),
+            directory: Directory::new(db.clone(), sealer.clone(), &generation),
+            waha: WahaClient::new(Handle::current(), Timeouts::default())?,
+            broker: Broker::start(broker, chance.clone()),
             runtime: Handle::current(),
+            spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
+            acceptor,
+            sealer,
+            db,
+            generation,
+            wake,
             config,
             clock,
             chance,
@@ -98,5 +182,13 @@ impl App {
         F: Future<Output: Send> + Send + 'static,
     {
         self.runtime.spawn(work).await
+    }
+
+    /// Starts `work` on the process-wide runtime; nobody waits for it.
+    pub fn spawn<F>(&self, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.runtime.spawn(work));
     }
 }

@@ -1,4 +1,6 @@
 //! Everything that needs more than one module: one binary, so that it is linked once.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that goes wrong may stop")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that goes wrong may stop")]
 
 mod delivery;
+mod simulator;
+mod waha;

@@ -62,7 +62,7 @@ CREATE POLICY own_tenant ON waha_sessions TO switchboard_tenant
 CREATE POLICY all_rows ON waha_sessions TO switchboard_system USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE ON waha_sessions TO switchboard_tenant;
 GRANT SELECT, UPDATE ON waha_sessions TO switchboard_system;
-CREATE TRIGGER waha_sessions_directory AFTER INSERT OR UPDATE OF waha_server_id, webhook_key_sealed, external_session_id, deleted_at
+CREATE TRIGGER waha_sessions_directory AFTER INSERT OR UPDATE OF waha_server_id, webhook_key_sealed, external_session_id, phone, deleted_at
     ON waha_sessions FOR EACH STATEMENT EXECUTE FUNCTION bump_directory_generation();
 
 

@@ -21,8 +21,8 @@ CREATE TABLE messages (
     waha_message_id varchar(255),
     ack             smallint,
     attempts        integer NOT NULL DEFAULT 0,
-    -- True from the claim until the attempt's outcome is recorded: an attempt found open died with its worker.
-    attempt_open    boolean NOT NULL DEFAULT false,
+    -- open: claimed, no outcome yet (found so by the next claim, its worker died); unknown: nobody knows whether it went.
+    attempt_state   text NOT NULL DEFAULT 'none' CHECK (attempt_state IN ('none', 'open', 'unknown')),
     worker_deaths   smallint NOT NULL DEFAULT 0,
     error_code      text,
     error_message   text,

@@ -199,7 +199,9 @@ impl Config {
         if config.database.max_connections < 2 {
             reader.faults.push("DATABASE_MAX_CONNECTIONS: must be at least 2".to_owned());
         }
-        if config.platform_key.is_some() && reader.values.get("SWITCHBOARD_PLATFORM_KEY").is_some_and(|key| key.len() < 16) {
+        if config.platform_key.is_some()
+            && reader.values.get("SWITCHBOARD_PLATFORM_KEY").is_some_and(|key| key.len() < 16)
+        {
             reader.faults.push("SWITCHBOARD_PLATFORM_KEY: must have at least 16 characters".to_owned());
         }
         if reader.faults.is_empty() { Ok(config) } else { Err(ConfigError(reader.faults)) }
@@ -227,7 +229,8 @@ impl Reader {
             Ok(table) => {
                 for (key, value) in table {
                     let upper = key.to_ascii_uppercase();
-                    let Some(name) = NAMES.into_iter().find(|name| name.strip_prefix("SWITCHBOARD_").unwrap_or(name) == upper)
+                    let Some(name) =
+                        NAMES.into_iter().find(|name| name.strip_prefix("SWITCHBOARD_").unwrap_or(name) == upper)
                     else {
                         self.faults.push(format!("SWITCHBOARD_CONFIG: {key}: no such setting"));
                         continue;
@@ -237,7 +240,8 @@ impl Reader {
                         toml::Value::Integer(number) => number.to_string(),
                         toml::Value::Boolean(flag) => flag.to_string(),
                         _ => {
-                            self.faults.push(format!("SWITCHBOARD_CONFIG: {key}: must be a string, a number or true/false"));
+                            self.faults
+                                .push(format!("SWITCHBOARD_CONFIG: {key}: must be a string, a number or true/false"));
                             continue;
                         }
                     };

@@ -47,7 +47,9 @@ impl Generation {
     pub async fn refresh(&self, db: &Db) -> Result<(), DbError> {
         let row: Row = db
             .system(async |conn| {
-                Ok::<_, DbError>(sql("SELECT generation FROM directory_generation").prepared().get_result(&mut **conn).await?)
+                Ok::<_, DbError>(
+                    sql("SELECT generation FROM directory_generation").prepared().get_result(&mut **conn).await?,
+                )
             })
             .await?;
         AtomicI64::store(&self.0, row.generation, Ordering::Release);

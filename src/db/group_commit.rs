@@ -107,7 +107,8 @@ async fn run<W: BatchWriter>(name: &'static str, writer: W, mut waiting: mpsc::R
         metrics::histogram!("switchboard_group_commit_batch_items", "group" => name).record(count(items.len()));
         let started = tokio::time::Instant::now();
         write_or_split(&writer, items, answers).await;
-        metrics::histogram!("switchboard_group_commit_seconds", "group" => name).record(started.elapsed().as_secs_f64());
+        metrics::histogram!("switchboard_group_commit_seconds", "group" => name)
+            .record(started.elapsed().as_secs_f64());
     }
 }
 

@@ -92,7 +92,9 @@ mod tests {
 
     #[test]
     fn forms_of_one_number_are_one_chat() {
-        for text in ["+1 (555) 010-0001", "15550100001", " +15550100001 ", "15550100001@c.us", "15550100001@s.whatsapp.net"] {
+        for text in
+            ["+1 (555) 010-0001", "15550100001", " +15550100001 ", "15550100001@c.us", "15550100001@s.whatsapp.net"]
+        {
             let chat = ChatId::parse(text).unwrap();
             assert_eq!((chat.as_str(), chat.phone().as_deref()), ("15550100001@c.us", Some("+15550100001")), "{text}");
         }

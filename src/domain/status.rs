@@ -111,11 +111,13 @@ impl Status {
         match (ack, self) {
             (Ack::Error, Self::Queued | Self::Sending | Self::Sent) => vec![Self::Failed],
             (Ack::Error | Ack::Pending, _) | (_, Self::Cancelled | Self::Expired | Self::Received) => Vec::new(),
-            (Ack::Server | Ack::Device | Ack::Read | Ack::Played, _) => [Self::Sent, Self::Delivered, Self::Read, Self::Played]
-                .into_iter()
-                .take_while(|step| step.rank() <= ack.reaches().rank())
-                .filter(|step| step.rank() > self.rank())
-                .collect(),
+            (Ack::Server | Ack::Device | Ack::Read | Ack::Played, _) => {
+                [Self::Sent, Self::Delivered, Self::Read, Self::Played]
+                    .into_iter()
+                    .take_while(|step| step.rank() <= ack.reaches().rank())
+                    .filter(|step| step.rank() > self.rank())
+                    .collect()
+            }
         }
     }
 }

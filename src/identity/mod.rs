@@ -1,3 +1,6 @@
 //! Who calls, and what they may do.
 
+pub mod api_keys;
+pub mod keys;
+pub mod scope;
 pub mod seal;

@@ -2,5 +2,6 @@
 
 mod endpoints;
 mod events;
+mod guard;
 mod support;
 mod worker;

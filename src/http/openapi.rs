@@ -1,0 +1,312 @@
+//! The API's description: OpenAPI 3.1, put together from the resources' own files.
+
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
+
+use super::problem::{Code, FieldError, ProblemBody};
+
+/// What all resources share.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Switchboard",
+        description = "A multi-tenant WhatsApp gateway that keeps what it accepts. Errors are \
+            `application/problem+json`; lists are paged by cursor, newest first; creating requests take an \
+            `Idempotency-Key`; changing ones take `If-Match` with the resource's `version`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "Messages", description = "Send messages and follow them"),
+        (name = "Sessions", description = "Paired WhatsApp numbers"),
+        (name = "Webhook endpoints", description = "Where events are delivered"),
+        (name = "Events", description = "What happened, in order"),
+        (name = "Tenant", description = "The caller's own tenant"),
+        (name = "API keys", description = "The caller's own API keys"),
+        (name = "Tenants", description = "All tenants; needs a platform key"),
+        (name = "WAHA servers", description = "The servers that hold WhatsApp sessions; needs a platform key"),
+        (name = "From WAHA", description = "What WAHA servers post"),
+        (name = "Operations", description = "Health, metrics and this document; no credentials"),
+    ),
+    components(schemas(ProblemBody, FieldError)),
+    security(("bearer" = []), ("api_key" = [])),
+)]
+struct Base;
+
+/// The descriptions of the resources' files, in the order of the document's tags.
+fn parts() -> Vec<utoipa::openapi::OpenApi> {
+    vec![
+        super::messages::openapi(),
+        super::hooks::openapi(),
+        super::own_tenant::openapi(),
+        super::api_keys::openapi(),
+        super::tenants::openapi(),
+        super::waha_servers::openapi(),
+        super::operations::openapi(),
+    ]
+}
+
+/// The whole document.
+#[must_use]
+pub fn document() -> Value {
+    let mut api = Base::openapi();
+    for part in parts() {
+        api.merge(part);
+    }
+    if let Some(components) = &mut api.components {
+        let bearer = Http::builder()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("An API key or an access token: `Authorization: Bearer swb_…`"))
+            .build();
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let header = ApiKeyValue::with_description("X-Api-Key", "An API key: `X-Api-Key: swb_…`");
+        components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(header)));
+    }
+    let mut document = serde_json::to_value(api).unwrap_or_default();
+    describe_errors(&mut document);
+    if let Some(root) = document.as_object_mut() {
+        root.insert("webhooks".to_owned(), webhooks());
+    }
+    document
+}
+
+/// The document as it is committed and served: indented, in a stable order, with a newline at its end.
+#[must_use]
+pub fn render() -> String {
+    let mut text = serde_json::to_string_pretty(&document()).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Adds the answers that every operation can give, so that no resource's file has to repeat them.
+fn describe_errors(document: &mut Value) {
+    let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) else { return };
+    for (path, item) in paths {
+        let Some(operations) = item.as_object_mut() else { continue };
+        for (method, operation) in operations {
+            let Some(operation) = operation.as_object_mut() else { continue };
+            let mut codes = vec![Code::Internal];
+            if path.starts_with("/v1") {
+                codes.push(Code::Unavailable);
+                let open = operation.get("security").is_some_and(|security| *security == json!([{}]));
+                if !open {
+                    codes.extend([Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
+                }
+                if operation.contains_key("requestBody") {
+                    codes.extend([Code::MalformedJson, Code::PayloadTooLarge, Code::UnsupportedMediaType]);
+                    codes.push(Code::ValidationFailed);
+                }
+                if operation.contains_key("parameters") {
+                    codes.push(Code::ValidationFailed);
+                }
+                if path.contains('{') {
+                    codes.push(Code::NotFound);
+                }
+                match method.as_str() {
+                    "post" => codes.push(Code::Conflict),
+                    "patch" => codes.extend([Code::Conflict, Code::PreconditionFailed]),
+                    _ => {}
+                }
+            }
+            let responses = operation.entry("responses").or_insert_with(|| Value::Object(Map::new()));
+            let Some(responses) = responses.as_object_mut() else { continue };
+            for code in codes {
+                responses.entry(code.status().as_u16().to_string()).or_insert_with(|| problem_response(code));
+            }
+        }
+    }
+    if let Some(responses) = document.pointer_mut("/components").and_then(Value::as_object_mut) {
+        let all: Map<_, _> =
+            Code::ALL.iter().map(|code| (code.as_str().to_owned(), problem_component(*code))).collect();
+        responses.insert("responses".to_owned(), Value::Object(all));
+    }
+}
+
+fn problem_response(code: Code) -> Value {
+    json!({ "$ref": format!("#/components/responses/{}", code.as_str()) })
+}
+
+fn problem_component(code: Code) -> Value {
+    let mut example = json!({
+        "type": format!("/docs/errors#{}", code.as_str()),
+        "title": code.title(),
+        "status": code.status().as_u16(),
+        "detail": code.title(),
+        "code": code.as_str(),
+        "request_id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3c",
+    });
+    if let (Code::ValidationFailed, Some(members)) = (code, example.as_object_mut()) {
+        let error =
+            json!({ "field": "to", "code": "invalid_value", "message": "must be a phone number or a WhatsApp id" });
+        members.insert("errors".to_owned(), json!([error]));
+    }
+    let mut headers = Map::new();
+    headers.insert("X-Request-Id".to_owned(), text_header("The request's id, as in the body"));
+    if matches!(code, Code::Unavailable | Code::RateLimited | Code::QuotaExceeded | Code::RequestInProgress) {
+        headers.insert("Retry-After".to_owned(), text_header("Seconds to wait before the next try"));
+    }
+    json!({
+        "description": code.title(),
+        "headers": headers,
+        "content": { "application/problem+json": {
+            "schema": { "$ref": "#/components/schemas/Problem" },
+            "example": example,
+        } },
+    })
+}
+
+fn text_header(description: &str) -> Value {
+    json!({ "description": description, "schema": { "type": "string" } })
+}
+
+/// Every event a webhook endpoint can receive: its type, what it says, and what `data` is.
+const EVENTS: [(&str, &str, &str); 16] = [
+    ("message.received", "A message came in", "message"),
+    ("message.queued", "A message was accepted and waits for its turn", "message"),
+    ("message.sent", "WhatsApp's server has the message", "message"),
+    ("message.delivered", "The recipient's phone has the message", "message"),
+    ("message.read", "The recipient has read the message", "message"),
+    ("message.played", "The recipient has played the voice message", "message"),
+    ("message.failed", "The message was not sent; `error` says why", "message"),
+    ("message.cancelled", "The message was cancelled before it was sent", "message"),
+    ("message.expired", "The message was not sent before `expires_at`", "message"),
+    ("message.edited", "The message's text was changed on WhatsApp", "message"),
+    ("message.revoked", "The message was revoked on WhatsApp", "message"),
+    ("message.reaction", "Somebody reacted to the message", "message"),
+    ("session.status", "A session's status changed", "session"),
+    ("session.qr", "A session waits to be paired; read its QR code", "session"),
+    ("endpoint.disabled", "An endpoint failed for days and gets no more events", "endpoint"),
+    ("test.ping", "Sent on request, to try an endpoint", "ping"),
+];
+
+fn webhooks() -> Value {
+    let all: Map<_, _> =
+        EVENTS.iter().map(|(kind, says, data)| ((*kind).to_owned(), webhook(kind, says, data))).collect();
+    Value::Object(all)
+}
+
+fn webhook(kind: &str, says: &str, data: &str) -> Value {
+    let header = |name: &str, description: &str, example: &str| {
+        json!({ "name": name, "in": "header", "required": true, "description": description,
+                "schema": { "type": "string" }, "example": example })
+    };
+    json!({ "post": {
+        "tags": ["Events"],
+        "operationId": format!("on_{}", kind.replace('.', "_")),
+        "summary": says,
+        "description": "Signed by Standard Webhooks. Answer 2xx within 15 seconds; anything else is tried again for days, \
+                        with the same `webhook-id`. 410 disables the endpoint.",
+        "security": [],
+        "parameters": [
+            header("webhook-id", "The event's id, the same on every try", "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3c"),
+            header("webhook-timestamp", "When this try was made, in seconds since 1970", "1760000000"),
+            header("webhook-signature", "`v1,` and the base64 HMAC-SHA256 of `{id}.{timestamp}.{body}`; several are \
+                    separated by spaces", "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="),
+        ],
+        "requestBody": { "required": true, "content": { "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["id", "type", "timestamp", "data"],
+                "properties": {
+                    "id": { "type": "string", "format": "uuid" },
+                    "type": { "type": "string", "const": kind },
+                    "timestamp": { "type": "string", "format": "date-time" },
+                    "data": { "type": "object", "description": "The resource as the API shows it" },
+                },
+            },
+            "example": {
+                "id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3c",
+                "type": kind,
+                "timestamp": "2026-11-21T09:30:00Z",
+                "data": sample(kind, data),
+            },
+        } } },
+        "responses": {
+            "200": { "description": "Received" },
+            "410": { "description": "Gone: no more events, please" },
+        },
+    } })
+}
+
+fn sample(kind: &str, data: &str) -> Value {
+    let status = kind.rsplit('.').next().unwrap_or_default();
+    match data {
+        "message" => json!({
+            "id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3d",
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "direction": if status == "received" { "inbound" } else { "outbound" },
+            "status": if matches!(status, "edited" | "revoked" | "reaction") { "read" } else { status },
+            "type": "text",
+            "to": "+12025550123",
+            "body": "Your table is ready",
+            "created_at": "2026-11-21T09:29:58Z",
+        }),
+        "session" => json!({
+            "id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "name": "front desk",
+            "status": if status == "qr" { "scan_qr" } else { "working" },
+        }),
+        "endpoint" => json!({
+            "id": "01994f3e-1111-7cc3-98d5-8f1c1f0a2b3f",
+            "url": "https://example.com/hooks",
+            "enabled": false,
+        }),
+        _ => json!({ "endpoint_id": "01994f3e-1111-7cc3-98d5-8f1c1f0a2b3f" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_described() {
+        let document = document();
+        assert_eq!(document["openapi"], "3.1.0");
+        assert_eq!(document["webhooks"].as_object().unwrap().len(), EVENTS.len());
+        let mut ids = std::collections::HashSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let name = format!("{method} {path}");
+                for text in ["summary", "description", "operationId"] {
+                    assert!(operation[text].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {text}");
+                }
+                assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{name}: id used twice");
+                assert!(operation["tags"].as_array().is_some_and(|tags| tags.len() == 1), "{name} has no tag");
+                assert!(operation["responses"]["500"].is_object(), "{name} has no problem answer");
+                if let Some(body) = operation.get("requestBody") {
+                    assert!(has_example(&document, body), "{name} has a body without an example");
+                }
+            }
+        }
+    }
+
+    /// An example stands beside the schema, in it, or in each of its fields.
+    fn has_example(document: &Value, body: &Value) -> bool {
+        let content = body.pointer("/content/application~1json").unwrap();
+        let schema = content["schema"]["$ref"].as_str().and_then(|name| document.pointer(name.trim_start_matches('#')));
+        content.get("example").is_some()
+            || content.get("examples").is_some()
+            || schema.is_some_and(|schema| schema.get("example").is_some() || schema.get("examples").is_some())
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk(root: &Value, at: &Value) {
+            match at {
+                Value::Object(members) => {
+                    if let Some(target) = members.get("$ref").and_then(Value::as_str) {
+                        let pointer = target.strip_prefix('#').unwrap();
+                        assert!(root.pointer(pointer).is_some(), "{target} leads nowhere");
+                    }
+                    members.values().for_each(|value| walk(root, value));
+                }
+                Value::Array(items) => items.iter().for_each(|item| walk(root, item)),
+                _ => {}
+            }
+        }
+        let document = document();
+        walk(&document, &document);
+        assert_eq!(render(), render(), "a stable order");
+    }
+}

@@ -1,0 +1,117 @@
+//! Messages that came in: one row per (session, bare WhatsApp id), whatever repeats.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use crate::db::{DbError, Prepare, sql};
+use crate::domain::chance::Chance;
+use crate::domain::ids::{MessageId, SessionId, TenantId};
+use crate::domain::recipient::ChatId;
+use crate::domain::status::Status;
+use crate::messages::changes::{self, Change};
+use crate::messages::row::{MessageRow, message_columns};
+use crate::waha::WahaMessage;
+
+/// A message from outside.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Whose session.
+    pub tenant: TenantId,
+    /// The session it came in by.
+    pub session: SessionId,
+    /// The session's own number.
+    pub to: Option<String>,
+    /// When WAHA told of it.
+    pub at: DateTime<Utc>,
+    /// The message.
+    pub message: WahaMessage,
+}
+
+impl Inbound {
+    fn kind(&self) -> &'static str {
+        let mime = self.message.media.as_ref().and_then(|media| media.mime_type.as_deref()).unwrap_or_default();
+        match mime.split('/').next() {
+            _ if !self.message.has_media => "text",
+            Some("image") => "image",
+            Some("video") => "video",
+            Some("audio") => "voice",
+            _ => "document",
+        }
+    }
+
+    fn from(&self) -> Option<String> {
+        ChatId::parse(self.message.sender.as_deref().unwrap_or(&self.message.chat_id)).ok()?.phone()
+    }
+}
+
+const INSERT: &str = concat!(
+    "\
+WITH m AS (
+    INSERT INTO messages AS m (tenant_id, id, session_id, direction, status, message_type, chat_id, to_msisdn, from_msisdn,
+                               body, raw_payload, waha_message_id, ack, sent_at, created_at, updated_at)
+    SELECT tenant_id, id, session_id, 'inbound', 'received', kind, chat_id, to_msisdn, from_msisdn,
+           body, raw::jsonb, waha_message_id, ack, sent_at, $13, $13
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY AS i (
+        tenant_id, id, session_id, kind, chat_id, to_msisdn, from_msisdn, body, raw, waha_message_id, ack, sent_at, position)
+    ORDER BY session_id, waha_message_id
+    ON CONFLICT (session_id, waha_message_id) WHERE waha_message_id IS NOT NULL DO NOTHING
+    RETURNING m.*
+)
+SELECT ",
+    message_columns!(),
+    " FROM m ORDER BY m.seq"
+);
+
+/// Stores what is new among `messages`; answers how many that were.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn store(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    now: DateTime<Utc>,
+    messages: &[Inbound],
+) -> Result<usize, DbError> {
+    fn column<'a, T>(messages: &'a [Inbound], of: impl Fn(&'a Inbound) -> T) -> Vec<T> {
+        messages.iter().map(of).collect()
+    }
+    if messages.is_empty() {
+        return Ok(0);
+    }
+    let rows: Vec<MessageRow> = sql(INSERT)
+        .bind::<Array<SqlUuid>, _>(column(messages, |inbound| inbound.tenant))
+        .bind::<Array<SqlUuid>, _>(column(messages, |_| MessageId::fresh(now, chance)))
+        .bind::<Array<SqlUuid>, _>(column(messages, |inbound| inbound.session))
+        .bind::<Array<Text>, _>(column(messages, Inbound::kind))
+        .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.chat_id.as_str()))
+        .bind::<Array<Nullable<Text>>, _>(column(messages, |inbound| inbound.to.as_deref()))
+        .bind::<Array<Nullable<Text>>, _>(column(messages, Inbound::from))
+        // Postgres keeps no NUL in text.
+        .bind::<Array<Nullable<Text>>, _>(column(messages, |inbound| {
+            inbound.message.body.as_deref().map(|body| body.replace('\0', ""))
+        }))
+        .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.raw.to_string().replace("\\u0000", "")))
+        .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.bare_id.as_str()))
+        .bind::<Array<Nullable<SmallInt>>, _>(column(messages, |inbound| inbound.message.ack))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |inbound| {
+            Some(inbound.message.timestamp.unwrap_or(inbound.at))
+        }))
+        .bind::<Timestamptz, _>(now)
+        .prepared()
+        .load(conn)
+        .await?;
+    let changes: Vec<Change<'_>> = rows
+        .iter()
+        .map(|message| Change { message, status: Status::Received, at: now, cause: "webhook".to_owned(), attempt: None })
+        .collect();
+    changes::record(conn, chance, &changes).await?;
+    sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id = ANY($1) \
+         AND (last_activity_at IS NULL OR last_activity_at < $2 - interval '1 minute')")
+    .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.session_id).collect::<Vec<_>>())
+    .bind::<Timestamptz, _>(now)
+    .prepared()
+    .execute(conn)
+    .await?;
+    Ok(rows.len())
+}

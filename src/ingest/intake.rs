@@ -1,0 +1,79 @@
+//! The door for WAHA's webhooks: verify, keep, answer.
+//!
+//! Guarantee: a 200 is given only after the raw event is confirmed by the broker or committed to the spool. Only when both
+//! are away is WAHA told to come again.
+
+use bytes::Bytes;
+
+use crate::app::App;
+use crate::broker::envelope::{Envelope, InboundEvent};
+use crate::broker::{Outgoing, PublishError, Route};
+use crate::domain::ids::WahaServerId;
+use crate::sessions::directory::DirectoryError;
+use crate::telemetry::trace;
+use crate::waha::webhook;
+
+/// Why an event was not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// No such WAHA server.
+    #[error("no such WAHA server")]
+    UnknownServer,
+    /// Not signed with the key of the session it names, or no event at all.
+    #[error("the signature does not fit")]
+    BadSignature,
+    /// Neither broker nor database can keep it now.
+    #[error("it cannot be kept now")]
+    NotKept,
+}
+
+impl From<DirectoryError> for IntakeError {
+    fn from(fault: DirectoryError) -> Self {
+        tracing::warn!(%fault, "intake: the directory cannot be read");
+        Self::NotKept
+    }
+}
+
+/// Verifies and keeps the event `body` that `server` posted under `signature`.
+///
+/// # Errors
+/// [`IntakeError`].
+pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Bytes) -> Result<(), IntakeError> {
+    if app.directory.server(server).await?.is_none() {
+        return Err(IntakeError::UnknownServer);
+    }
+    // An unknown session answers as a wrong signature does.
+    let name = webhook::session_name(&body).ok_or(IntakeError::BadSignature)?.session.into_owned();
+    let session = app.directory.session_named(server, &name).await?.ok_or(IntakeError::BadSignature)?;
+    if !webhook::verify(&[&session.webhook_key], &body, signature) {
+        return Err(IntakeError::BadSignature);
+    }
+    let event = InboundEvent {
+        tenant_id: session.tenant,
+        session_id: session.id,
+        waha_server_id: server,
+        received_at: app.clock.now(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    match publish(app, &event).await {
+        Ok(()) => Ok(()),
+        Err(fault) => {
+            tracing::debug!(%fault, "intake: spooling");
+            metrics::counter!("switchboard_ingest_spooled_total").increment(1);
+            app.spool.write(event).await.map_err(|fault| {
+                tracing::warn!(%fault, "intake: neither broker nor database can keep an event");
+                IntakeError::NotKept
+            })
+        }
+    }
+}
+
+async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
+    if !app.broker.is_connected() {
+        return Err(PublishError::Disconnected);
+    }
+    let id = app.chance.uuid(event.received_at);
+    let body = event.to_bytes().map_err(|_| PublishError::Refused)?;
+    let traceparent = Some(trace::parent_for(id, &app.chance));
+    app.broker.publish(Outgoing { route: Route::Inbound, kind: InboundEvent::KIND, id, traceparent, body }).await
+}

@@ -1,0 +1,153 @@
+//! Reading messages, always as one tenant.
+
+use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::db::{DbError, Prepare, TenantConn, sql};
+use crate::domain::ids::{MessageId, SessionId};
+use crate::messages::row::{MessageRow, message_columns};
+
+/// Which messages to list; what is absent does not narrow.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this session.
+    pub session_id: Option<SessionId>,
+    /// `inbound` or `outbound`.
+    pub direction: Option<String>,
+    /// In this status.
+    pub status: Option<String>,
+    /// To this number, as stored.
+    pub to: Option<String>,
+    /// From this number, as stored.
+    pub from: Option<String>,
+    /// In this WhatsApp chat.
+    pub chat_id: Option<String>,
+    /// Of this kind.
+    pub kind: Option<String>,
+    /// Created at or after.
+    pub created_after: Option<DateTime<Utc>>,
+    /// Created before.
+    pub created_before: Option<DateTime<Utc>>,
+    /// Holding these members.
+    pub metadata: Option<serde_json::Value>,
+}
+
+/// The message `id`, if this tenant has it.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn find(conn: &mut TenantConn, id: MessageId) -> Result<Option<MessageRow>, DbError> {
+    let rows: Vec<MessageRow> = sql(concat!(
+        "SELECT ",
+        message_columns!(),
+        " FROM messages m WHERE m.tenant_id = $1 AND m.id = $2 AND m.deleted_at IS NULL"
+    ))
+    .bind::<SqlUuid, _>(conn.tenant())
+    .bind::<SqlUuid, _>(id)
+    .prepared()
+    .load(&mut **conn)
+    .await?;
+    Ok(rows.into_iter().next())
+}
+
+/// Messages that pass `filter`, newest first, from behind `after` on.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn list(
+    conn: &mut TenantConn,
+    filter: &Filter,
+    after: Option<(DateTime<Utc>, Uuid)>,
+    limit: i64,
+) -> Result<Vec<MessageRow>, DbError> {
+    use diesel::pg::Pg;
+    // The text varies with the filters in use, so that each combination gets the plan of its index.
+    let tenant = conn.tenant();
+    let mut query = diesel::sql_query(concat!(
+        "SELECT ",
+        message_columns!(),
+        " FROM messages m WHERE m.tenant_id = $1 AND m.deleted_at IS NULL"
+    ))
+    .into_boxed::<Pg>()
+    .bind::<SqlUuid, _>(tenant);
+    let mut place = 1;
+    let mut next = || {
+        place += 1;
+        place
+    };
+    let texts = [
+        ("direction", &filter.direction),
+        ("status", &filter.status),
+        ("to_msisdn", &filter.to),
+        ("from_msisdn", &filter.from),
+        ("chat_id", &filter.chat_id),
+        ("message_type", &filter.kind),
+    ];
+    if let Some(session) = filter.session_id {
+        query = query.sql(format!(" AND m.session_id = ${}", next())).bind::<SqlUuid, _>(session);
+    }
+    for (column, value) in texts {
+        if let Some(value) = value {
+            query = query.sql(format!(" AND m.{column} = ${}", next())).bind::<Text, _>(value.clone());
+        }
+    }
+    if let Some(from) = filter.created_after {
+        query = query.sql(format!(" AND m.created_at >= ${}", next())).bind::<Timestamptz, _>(from);
+    }
+    if let Some(until) = filter.created_before {
+        query = query.sql(format!(" AND m.created_at < ${}", next())).bind::<Timestamptz, _>(until);
+    }
+    if let Some(members) = &filter.metadata {
+        query = query.sql(format!(" AND m.metadata @> ${}", next())).bind::<Jsonb, _>(members.clone());
+    }
+    if let Some((at, id)) = after {
+        query = query
+            .sql(format!(" AND (m.created_at, m.id) < (${}, ${})", next(), next()))
+            .bind::<Timestamptz, _>(at)
+            .bind::<SqlUuid, _>(id);
+    }
+    query = query.sql(format!(" ORDER BY m.created_at DESC, m.id DESC LIMIT ${}", next())).bind::<BigInt, _>(limit);
+    Ok(query.load(&mut **conn).await?)
+}
+
+/// One step in the life of a message.
+#[derive(Debug, Serialize, ToSchema, QueryableByName)]
+pub struct Transition {
+    /// The status it took.
+    #[diesel(sql_type = Text)]
+    #[schema(example = "sent")]
+    pub status: String,
+    /// When.
+    #[diesel(sql_type = Timestamptz)]
+    pub at: DateTime<Utc>,
+    /// Why.
+    #[diesel(sql_type = Text)]
+    #[schema(example = "ack 1")]
+    pub cause: String,
+    /// The attempt that caused it.
+    #[diesel(sql_type = Nullable<Integer>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<i32>,
+}
+
+/// The steps of the message `id`, oldest first; `None` if this tenant has no such message.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn transitions(conn: &mut TenantConn, id: MessageId) -> Result<Option<Vec<Transition>>, DbError> {
+    if find(conn, id).await?.is_none() {
+        return Ok(None);
+    }
+    let steps = sql("SELECT status, at, cause, attempt FROM message_transitions WHERE tenant_id = $1 AND message_id = $2 ORDER BY id")
+        .bind::<SqlUuid, _>(conn.tenant())
+        .bind::<SqlUuid, _>(id)
+        .prepared()
+        .load(&mut **conn)
+        .await?;
+    Ok(Some(steps))
+}

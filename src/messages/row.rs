@@ -1,0 +1,87 @@
+//! A message as the database keeps it.
+
+use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+
+use crate::domain::ids::{MessageId, SessionId, TenantId};
+
+/// The columns of [`MessageRow`] from the alias `m`, for the statements that answer whole messages.
+macro_rules! message_columns {
+    () => {
+        "m.tenant_id, m.id, m.session_id, m.direction, m.status, m.priority, m.message_type, m.chat_id, m.to_msisdn, \
+         m.from_msisdn, m.body, m.media_url, m.reply_to, m.metadata, m.waha_message_id, m.ack, m.attempts, m.error_code, \
+         m.error_message, m.scheduled_at, m.expires_at, m.sent_at, m.delivered_at, m.read_at, m.played_at, m.failed_at, \
+         m.created_at, m.updated_at"
+    };
+}
+pub(crate) use message_columns;
+
+/// A message as the database keeps it; the meaning of each field is that of the API's resource.
+#[derive(Clone, QueryableByName)]
+#[expect(missing_docs, reason = "documented on the resource, view::Message")]
+pub struct MessageRow {
+    #[diesel(sql_type = SqlUuid)]
+    pub tenant_id: TenantId,
+    #[diesel(sql_type = SqlUuid)]
+    pub id: MessageId,
+    #[diesel(sql_type = SqlUuid)]
+    pub session_id: SessionId,
+    #[diesel(sql_type = Text)]
+    pub direction: String,
+    #[diesel(sql_type = Text)]
+    pub status: String,
+    #[diesel(sql_type = SmallInt)]
+    pub priority: i16,
+    #[diesel(sql_type = Text)]
+    pub message_type: String,
+    #[diesel(sql_type = Text)]
+    pub chat_id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub to_msisdn: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub from_msisdn: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub body: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub media_url: Option<String>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    pub reply_to: Option<MessageId>,
+    #[diesel(sql_type = Jsonb)]
+    pub metadata: serde_json::Value,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub waha_message_id: Option<String>,
+    #[diesel(sql_type = Nullable<SmallInt>)]
+    pub ack: Option<i16>,
+    #[diesel(sql_type = Integer)]
+    pub attempts: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub error_code: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub error_message: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub scheduled_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub sent_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub delivered_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub read_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub played_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub failed_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Timestamptz)]
+    pub created_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    pub updated_at: DateTime<Utc>,
+}
+
+// A message holds text and numbers, which belong in no log.
+impl std::fmt::Debug for MessageRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MessageRow").field("id", &self.id).field("status", &self.status).finish_non_exhaustive()
+    }
+}

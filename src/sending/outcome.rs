@@ -1,0 +1,221 @@
+//! Recording what an attempt proved, and passing the lane on.
+//!
+//! Only the holder of the lane's current fence is heard: a worker that slept past its lease writes nothing. An outcome that
+//! could not be written is found by the next claim as an open attempt, and reconciled.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+
+use crate::app::App;
+use crate::broker::envelope::OutboundRef;
+use crate::db::group_commit::BatchWriter;
+use crate::db::{Db, DbError, Prepare, sql};
+use crate::domain::chance::Chance;
+use crate::domain::status::Status;
+use crate::ingest::acks;
+use crate::messages::changes::{self, Change};
+use crate::messages::row::{MessageRow, message_columns};
+
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// WAHA has the message; acknowledgements will tell the rest.
+    HandedOver {
+        /// The id WhatsApp knows it by, if WAHA said it.
+        waha_message_id: Option<String>,
+    },
+    /// To be tried again at `at`.
+    Retry {
+        /// When.
+        at: DateTime<Utc>,
+        /// Whether the message may have been sent already.
+        doubt: bool,
+        /// Why, for the tenant: a stable code and a sentence.
+        error: (&'static str, String),
+    },
+    /// Not sent, for good.
+    Failed {
+        /// Why, for the tenant: a stable code and a sentence.
+        error: (&'static str, String),
+    },
+}
+
+/// An outcome with the turn it belongs to.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The turn.
+    pub turn: OutboundRef,
+    /// Which attempt.
+    pub attempt: i32,
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// The gap to the session's next message.
+    pub gap: TimeDelta,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Writes batches of reports.
+pub struct Outcomes {
+    db: Db,
+    chance: Chance,
+    committed: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Outcomes {
+    /// Reports to the app's database.
+    #[must_use]
+    pub fn new(app: &App) -> Self {
+        let wake = std::sync::Arc::clone(&app.wake);
+        Self {
+            db: app.db.clone(),
+            chance: app.chance.clone(),
+            committed: Box::new(move || {
+                wake.dispatch.notify_one();
+                wake.events.notify_one();
+            }),
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(embed)]
+    message: MessageRow,
+    #[diesel(sql_type = Bool)]
+    failed_now: bool,
+    #[diesel(sql_type = Bool)]
+    handed_over: bool,
+}
+
+const RECORD: &str = concat!(
+    "\
+WITH input AS (
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS i (
+        tenant_id, session_id, message_id, fence, kind, waha_message_id, error_code, error_message, retry_at, at, free_at)
+), lane AS (
+    SELECT i.* FROM lanes l JOIN input i USING (tenant_id, session_id)
+    WHERE l.fence = i.fence AND l.claimed_fence = i.fence AND l.in_flight = i.message_id
+    ORDER BY l.session_id FOR UPDATE OF l
+), before AS (
+    SELECT m.tenant_id, m.id, m.status
+    FROM messages m JOIN lane ON m.tenant_id = lane.tenant_id AND m.id = lane.message_id
+    ORDER BY m.tenant_id, m.id FOR UPDATE OF m
+), message AS (
+    UPDATE messages m SET
+        attempt_state = CASE lane.kind WHEN 'doubt' THEN 'unknown' ELSE 'none' END,
+        handed_over_at = CASE lane.kind WHEN 'handed_over' THEN lane.at ELSE m.handed_over_at END,
+        waha_message_id = coalesce(lane.waha_message_id, m.waha_message_id),
+        status = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN 'failed' ELSE m.status END,
+        failed_at = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN lane.at ELSE m.failed_at END,
+        error_code = CASE WHEN lane.kind = 'failed' AND b.status <> 'sending' THEN m.error_code ELSE lane.error_code END,
+        error_message = CASE WHEN lane.kind = 'failed' AND b.status <> 'sending' THEN m.error_message ELSE lane.error_message END,
+        updated_at = lane.at
+    FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
+    WHERE m.tenant_id = lane.tenant_id AND m.id = lane.message_id
+    RETURNING m.*, lane.kind = 'failed' AND b.status = 'sending' AS failed_now, lane.kind = 'handed_over' AS handed_over
+), turn AS (
+    UPDATE lanes l SET
+        in_flight = CASE WHEN lane.kind IN ('retry', 'doubt') THEN l.in_flight END,
+        lease_until = NULL,
+        next_slot_at = CASE WHEN lane.kind IN ('retry', 'doubt') THEN l.next_slot_at ELSE lane.free_at END,
+        ready_at = CASE WHEN l.paused_because IS NOT NULL THEN NULL
+                        WHEN lane.kind IN ('retry', 'doubt') THEN lane.retry_at
+                        WHEN l.queued > 0 THEN lane.free_at END,
+        updated_at = lane.at
+    FROM lane WHERE l.session_id = lane.session_id
+)
+SELECT ",
+    message_columns!(),
+    ", m.failed_now, m.handed_over FROM message m"
+);
+
+impl BatchWriter for Outcomes {
+    type Item = Report;
+    type Answer = ();
+
+    async fn write(&self, reports: &[Report]) -> Result<Vec<()>, DbError> {
+        fn column<'a, T>(reports: &'a [Report], of: impl Fn(&'a Report) -> T) -> Vec<T> {
+            reports.iter().map(of).collect()
+        }
+        self.db
+            .system(async |conn| {
+                let rows: Vec<Row> = sql(RECORD)
+                    .bind::<Array<SqlUuid>, _>(column(reports, |report| report.turn.tenant_id))
+                    .bind::<Array<SqlUuid>, _>(column(reports, |report| report.turn.session_id))
+                    .bind::<Array<SqlUuid>, _>(column(reports, |report| report.turn.message_id))
+                    .bind::<Array<BigInt>, _>(column(reports, |report| report.turn.fence))
+                    .bind::<Array<Text>, _>(column(reports, |report| report.outcome.kind()))
+                    .bind::<Array<Nullable<Text>>, _>(column(reports, |report| report.outcome.waha_message_id()))
+                    .bind::<Array<Nullable<Text>>, _>(column(reports, |report| report.outcome.error().map(|error| error.0)))
+                    .bind::<Array<Nullable<Text>>, _>(column(reports, |report| {
+                        report.outcome.error().map(|error| error.1.as_str())
+                    }))
+                    .bind::<Array<Nullable<Timestamptz>>, _>(column(reports, |report| report.outcome.retry_at()))
+                    .bind::<Array<Timestamptz>, _>(column(reports, |report| report.at))
+                    .bind::<Array<Timestamptz>, _>(column(reports, |report| report.at + report.gap))
+                    .prepared()
+                    .load(&mut **conn)
+                    .await?;
+                let failed: Vec<Change<'_>> = rows
+                    .iter()
+                    .filter(|row| row.failed_now)
+                    .map(|row| Change {
+                        message: &row.message,
+                        status: Status::Failed,
+                        at: row.message.updated_at,
+                        cause: row.message.error_code.clone().unwrap_or_default(),
+                        attempt: Some(row.message.attempts),
+                    })
+                    .collect();
+                changes::record(conn, &self.chance, &failed).await?;
+                let now_known: Vec<&MessageRow> = rows.iter().filter(|row| row.handed_over).map(|row| &row.message).collect();
+                acks::apply_early(conn, &self.chance, &now_known).await
+            })
+            .await?;
+        (self.committed)();
+        Ok(vec![(); reports.len()])
+    }
+
+    fn conflict(&self, earlier: &Report, later: &Report) -> bool {
+        earlier.turn.session_id == later.turn.session_id
+    }
+
+    fn conflict_key(&self, report: &Report) -> Option<u64> {
+        Some(report.turn.session_id.0.as_u64_pair().1)
+    }
+}
+
+impl Outcome {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::HandedOver { .. } => "handed_over",
+            Self::Retry { doubt: true, .. } => "doubt",
+            Self::Retry { doubt: false, .. } => "retry",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    fn waha_message_id(&self) -> Option<&str> {
+        match self {
+            Self::HandedOver { waha_message_id } => waha_message_id.as_deref(),
+            Self::Retry { .. } | Self::Failed { .. } => None,
+        }
+    }
+
+    const fn error(&self) -> Option<&(&'static str, String)> {
+        match self {
+            Self::HandedOver { .. } => None,
+            Self::Retry { error, .. } | Self::Failed { error } => Some(error),
+        }
+    }
+
+    const fn retry_at(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Retry { at, .. } => Some(*at),
+            Self::HandedOver { .. } | Self::Failed { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Following a session's status, as webhooks and polls report it.
+//!
+//! A session that is not working holds its lane: its messages wait, in order, and leave when it works again. The status, the
+//! lane and the tenant's event change in one transaction.
+
+use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use crate::db::{DbError, Prepare, sql};
+use crate::domain::chance::Chance;
+use crate::domain::ids::{EventId, SessionId, TenantId};
+use crate::events::log::{self, NewEvent};
+use crate::sessions::view::{Session, SessionRow, session_columns};
+use crate::waha::{Me, SessionStatus};
+
+/// What was learnt of a session.
+#[derive(Debug)]
+pub struct Observation {
+    /// Whose session.
+    pub tenant: TenantId,
+    /// The session.
+    pub session: SessionId,
+    /// The status WAHA reported.
+    pub status: SessionStatus,
+    /// When it came about on WAHA's clock; `None` for what a poll found just now.
+    pub reported_at: Option<DateTime<Utc>>,
+    /// The paired account.
+    pub me: Option<Me>,
+}
+
+/// Our name for WAHA's status; `None` for one that we do not know.
+#[must_use]
+pub const fn name_of(status: SessionStatus) -> Option<&'static str> {
+    Some(match status {
+        SessionStatus::Stopped => "stopped",
+        SessionStatus::Starting => "starting",
+        SessionStatus::ScanQrCode | SessionStatus::PasskeyRequired | SessionStatus::PasskeyConfirmationRequired => "scan_qr",
+        SessionStatus::Working => "working",
+        SessionStatus::Failed => "failed",
+        SessionStatus::Other => return None,
+    })
+}
+
+// The first code lives for 60 s, each further one for 20 s; every rotation is reported anew.
+const OBSERVE: &str = concat!(
+    "\
+WITH before AS (
+    SELECT s.tenant_id, s.id, s.status, s.phone FROM waha_sessions s
+    WHERE s.tenant_id = $1 AND s.id = $2 AND s.deleted_at IS NULL AND ($4 IS NULL OR s.status_at <= $4)
+    FOR UPDATE
+), s AS (
+    UPDATE waha_sessions s SET
+        status = $3,
+        status_at = coalesce($4, s.status_at),
+        phone = CASE WHEN $3 = 'working' THEN coalesce($5, s.phone) ELSE s.phone END,
+        push_name = CASE WHEN $3 = 'working' THEN coalesce($6, s.push_name) ELSE s.push_name END,
+        error_message = CASE WHEN $3 = 'failed' THEN 'WhatsApp has ended the session or it could not be paired; restart it and scan again' END,
+        qr_shown = CASE WHEN $3 <> 'scan_qr' THEN 0 WHEN $4 IS NULL AND b.status = 'scan_qr' THEN s.qr_shown ELSE s.qr_shown + 1 END,
+        qr_expires_at = CASE WHEN $3 <> 'scan_qr' THEN NULL
+                             WHEN $4 IS NULL AND b.status = 'scan_qr' THEN s.qr_expires_at
+                             ELSE coalesce($4, $7) + CASE s.qr_shown WHEN 0 THEN interval '60 s' ELSE interval '20 s' END END,
+        version = s.version + (b.status <> $3)::int,
+        updated_at = $7
+    FROM before b
+    WHERE s.tenant_id = b.tenant_id AND s.id = b.id
+      AND ($4 IS NOT NULL OR b.status <> $3 OR ($3 = 'working' AND $5 IS NOT NULL AND b.phone IS DISTINCT FROM $5))
+    RETURNING s.*, b.status <> $3 AS changed
+)
+SELECT ",
+    session_columns!(),
+    ", s.changed FROM s JOIN lanes l ON l.tenant_id = s.tenant_id AND l.session_id = s.id"
+);
+
+const LANE: &str = "\
+UPDATE lanes l SET
+    paused_because = CASE WHEN $3 THEN nullif(l.paused_because, 'session_not_working')
+                          ELSE coalesce(l.paused_because, 'session_not_working') END,
+    ready_at = CASE WHEN NOT $3 OR nullif(l.paused_because, 'session_not_working') IS NOT NULL THEN NULL
+                    WHEN l.in_flight IS NOT NULL THEN greatest(l.lease_until, $4)
+                    WHEN l.queued > 0 THEN greatest(l.next_slot_at, $4) END,
+    updated_at = $4
+WHERE l.tenant_id = $1 AND l.session_id = $2
+  AND (l.paused_because IS NOT DISTINCT FROM 'session_not_working') = $3";
+
+#[derive(QueryableByName)]
+struct Observed {
+    #[diesel(embed)]
+    session: SessionRow,
+    #[diesel(sql_type = Bool)]
+    changed: bool,
+}
+
+/// Applies `observation`, unless a later report was applied before. Answers whether the status changed.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn observe(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    now: DateTime<Utc>,
+    observation: &Observation,
+) -> Result<bool, DbError> {
+    let Some(status) = name_of(observation.status) else { return Ok(false) };
+    let me = observation.me.as_ref();
+    // Lanes are locked before anything else, here as everywhere.
+    sql("SELECT FROM lanes WHERE tenant_id = $1 AND session_id = $2 FOR UPDATE")
+        .bind::<SqlUuid, _>(observation.tenant)
+        .bind::<SqlUuid, _>(observation.session)
+        .prepared()
+        .execute(conn)
+        .await?;
+    let observed: Vec<Observed> = sql(OBSERVE)
+        .bind::<SqlUuid, _>(observation.tenant)
+        .bind::<SqlUuid, _>(observation.session)
+        .bind::<Text, _>(status)
+        .bind::<Nullable<Timestamptz>, _>(observation.reported_at)
+        .bind::<Nullable<Text>, _>(me.and_then(Me::phone).map(|digits| format!("+{digits}")))
+        .bind::<Nullable<Text>, _>(me.and_then(|me| me.push_name.clone()))
+        .bind::<Timestamptz, _>(now)
+        .prepared()
+        .load(conn)
+        .await?;
+    let Some(observed) = observed.into_iter().next() else { return Ok(false) };
+    sql(LANE)
+        .bind::<SqlUuid, _>(observation.tenant)
+        .bind::<SqlUuid, _>(observation.session)
+        .bind::<Bool, _>(status == "working")
+        .bind::<Timestamptz, _>(now)
+        .prepared()
+        .execute(conn)
+        .await?;
+    if observed.changed {
+        let event = NewEvent {
+            tenant: observation.tenant,
+            id: EventId::fresh(now, chance),
+            kind: "session.status",
+            at: observation.reported_at.unwrap_or(now),
+            session_id: Some(observation.session),
+            message_id: None,
+            data: Session::from(&observed.session).to_json(),
+        };
+        log::append(conn, &[event]).await?;
+    }
+    Ok(observed.changed)
+}

@@ -1,0 +1,318 @@
+//! What a test or an operator does to the simulator, in process or under `/_simulator/`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::answers::Answer;
+use super::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
+use super::ledger::Ledger;
+use super::numbers;
+use super::routes::Call;
+use super::sends;
+use super::session::{Session, Status};
+use super::world::{World, lock};
+
+/// Why a control call could not be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// There is no session of this name.
+    #[error("there is no such session")]
+    NoSuchSession,
+    /// There is no QR code to scan: the session is not in `SCAN_QR_CODE`.
+    #[error("the session shows no QR code")]
+    NoQrCode,
+    /// The session is not paired.
+    #[error("the session is not paired")]
+    NotPaired,
+}
+
+/// One session as the control endpoints show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionView {
+    /// WAHA's session name.
+    pub name: String,
+    /// WAHA's status, such as `WORKING`.
+    pub status: &'static str,
+    /// The paired account's chat id, if any.
+    pub me: Option<String>,
+    /// URLs that its webhooks go to are not shown; this is how many there are.
+    pub webhooks: usize,
+}
+
+/// A handle on a running simulator; clones share it.
+#[derive(Clone)]
+pub struct Control {
+    world: Arc<World>,
+}
+
+impl Control {
+    pub(super) fn new(world: Arc<World>) -> Self {
+        Self { world }
+    }
+
+    pub(super) fn shut_down(&self) {
+        self.world.new_epoch(Duration::ZERO);
+    }
+
+    fn session(&self, name: &str) -> Result<Arc<Session>, ControlError> {
+        self.world.session(name).ok_or(ControlError::NoSuchSession)
+    }
+
+    /// The phone scans the QR code on show.
+    ///
+    /// # Errors
+    /// The session does not exist or shows no code.
+    pub fn scan(&self, session: &str) -> Result<(), ControlError> {
+        if self.session(session)?.scan(&self.world, None) { Ok(()) } else { Err(ControlError::NoQrCode) }
+    }
+
+    /// The phone removes the linked device: the session becomes FAILED and has to be paired anew.
+    ///
+    /// # Errors
+    /// The session does not exist or is not paired.
+    pub fn phone_logout(&self, session: &str) -> Result<(), ControlError> {
+        let session = self.session(session)?;
+        if session.me().is_none() {
+            return Err(ControlError::NotPaired);
+        }
+        session.fail(&self.world);
+        Ok(())
+    }
+
+    /// The connection drops and comes back: STARTING, then WORKING.
+    ///
+    /// # Errors
+    /// The session does not exist or is not paired.
+    pub fn flap(&self, session: &str) -> Result<(), ControlError> {
+        let session = self.session(session)?;
+        if session.me().is_none() {
+            return Err(ControlError::NotPaired);
+        }
+        session.reconnect(&self.world);
+        Ok(())
+    }
+
+    /// Somebody writes to the session. It arrives once the session is WORKING. `from_chat` is a number or a chat id.
+    ///
+    /// # Errors
+    /// The session does not exist or is not paired.
+    pub fn inbound_text(&self, session: &str, from_chat: &str, text: &str) -> Result<String, ControlError> {
+        let id = super::ids::message_id(&self.world.chance);
+        self.inbound_text_as(session, from_chat, text, &id)?;
+        Ok(id)
+    }
+
+    /// The same under a bare message id of the caller's choice, which may have been used before.
+    ///
+    /// # Errors
+    /// The session does not exist or is not paired.
+    pub fn inbound_text_as(&self, session: &str, from_chat: &str, text: &str, id: &str) -> Result<(), ControlError> {
+        let session = self.session(session)?;
+        if session.me().is_none() {
+            return Err(ControlError::NotPaired);
+        }
+        let world = Arc::clone(&self.world);
+        let (chat, text, id) = (numbers::chat_id(from_chat), text.to_owned(), id.to_owned());
+        drop(self.world.runtime.spawn(async move {
+            sends::receive(&world, &session, &chat, &text, Some(&id)).await;
+        }));
+        Ok(())
+    }
+
+    /// What each recipient saw, and every POST of a send.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        self.ledger_of(None)
+    }
+
+    /// The same for one session.
+    #[must_use]
+    pub fn ledger_of(&self, session: Option<&str>) -> Ledger {
+        let mut ledger = Ledger::default();
+        for mailbox in self.world.mailboxes() {
+            let mailbox = lock(&mailbox);
+            if session.is_none_or(|session| *mailbox.session == *session) {
+                mailbox.report(&mut ledger);
+            }
+        }
+        ledger.entries.sort_by_key(|entry| entry.sequence);
+        ledger.posts.sort_by_key(|post| post.started_tick);
+        ledger
+    }
+
+    /// How many bubbles there are, without copying the ledger.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.world.mailboxes().iter().map(|mailbox| lock(mailbox).seen()).sum()
+    }
+
+    /// Forgets every message and POST so far.
+    pub fn clear_ledger(&self) {
+        for mailbox in self.world.mailboxes() {
+            lock(&mailbox).clear();
+        }
+    }
+
+    /// All sessions, by name.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionView> {
+        let view = |session: &Arc<Session>| SessionView {
+            name: session.name.as_ref().to_owned(),
+            status: session.current().name(),
+            me: session.me().map(|me| me.id.clone()),
+            webhooks: session.sender().hooks.len(),
+        };
+        let mut sessions: Vec<SessionView> = self.world.sessions().values().map(view).collect();
+        sessions.sort_by(|one, other| one.name.cmp(&other.name));
+        sessions
+    }
+
+    /// Returns once the session of this name is WORKING; waits for it to be created, too.
+    pub async fn working(&self, session: &str) {
+        let mut created = self.world.created.subscribe();
+        loop {
+            created.mark_unchanged();
+            match self.world.session(session) {
+                Some(session) if session.working().await => return,
+                Some(_) => {}
+                // The sender lives as long as `self`, so waiting cannot fail.
+                None => drop(created.changed().await),
+            }
+        }
+    }
+
+    /// Adds fault rules, and replaces the webhook faults when the plan has some.
+    pub fn add_faults(&self, plan: FaultPlan) {
+        self.world.faults.add(plan);
+    }
+
+    /// Adds one rule.
+    pub fn add_fault(&self, rule: FaultRule) {
+        self.add_faults(FaultPlan { rules: vec![rule], webhooks: None });
+    }
+
+    /// Adds one fault that strikes the next call of `endpoint`, of any session.
+    pub fn fault_once(&self, endpoint: &str, fault: Fault) {
+        self.add_fault(FaultRule::always(endpoint, fault).times(1));
+    }
+
+    /// Sets what goes wrong with webhooks.
+    pub fn webhook_faults(&self, faults: WebhookFaults) {
+        self.add_faults(FaultPlan { rules: Vec::new(), webhooks: Some(faults) });
+    }
+
+    /// No faults any more.
+    pub fn clear_faults(&self) {
+        self.world.faults.clear();
+    }
+
+    /// WAHA restarts: another `startTimestamp`, waiting webhooks are lost, running sessions start again.
+    pub fn restart(&self) {
+        restart(&self.world, Duration::ZERO);
+    }
+
+    /// The same with `down` (not scaled) during which no request is answered.
+    pub fn restart_after(&self, down: Duration) {
+        restart(&self.world, down);
+    }
+
+    /// When this WAHA process started, as `startTimestamp` says it.
+    #[must_use]
+    pub fn started_at(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.world.started_at()).unwrap_or_default()
+    }
+}
+
+/// The process ends without a word and another one begins.
+pub(super) fn restart(world: &Arc<World>, down: Duration) {
+    world.new_epoch(down);
+    let sessions: Vec<Arc<Session>> = world.sessions().values().cloned().collect();
+    for session in sessions.into_iter().filter(|session| session.current() != Status::Stopped) {
+        if down.is_zero() {
+            session.begin(world);
+            continue;
+        }
+        // Nothing happens in a process that is gone; the next one announces STARTING when it is up.
+        session.vanish();
+        let world = Arc::clone(world);
+        let runtime = world.runtime.clone();
+        drop(runtime.spawn(async move {
+            world.clock.sleep(down).await;
+            session.begin(&world);
+        }));
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    session: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Inbound {
+    session: String,
+    from: String,
+    text: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Restart {
+    down_ms: u64,
+}
+
+/// One call under `/_simulator/`, named by method and last segment.
+pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
+    let control = Control::new(Arc::clone(world));
+    let done = |result: Result<(), ControlError>| match result {
+        Ok(()) => Answer::empty(204),
+        Err(error @ ControlError::NoSuchSession) => Answer::nest(404, &error.to_string()),
+        Err(error) => Answer::nest(422, &error.to_string()),
+    };
+    let invalid = |error: serde_json::Error| Answer::nest(400, &error.to_string());
+    match name {
+        "GET ledger" => Answer::of(200, &control.ledger_of(call.parameter("session"))),
+        "DELETE ledger" => {
+            control.clear_ledger();
+            Answer::empty(204)
+        }
+        "GET sessions" => Answer::of(200, &control.sessions()),
+        "POST scan" => body(call).map_or_else(invalid, |Named { session }| done(control.scan(&session))),
+        "POST phone-logout" => {
+            body(call).map_or_else(invalid, |Named { session }| done(control.phone_logout(&session)))
+        }
+        "POST flap" => body(call).map_or_else(invalid, |Named { session }| done(control.flap(&session))),
+        "POST inbound" => body(call).map_or_else(invalid, |Inbound { session, from, text }| {
+            match control.inbound_text(&session, &from, &text) {
+                Ok(id) => Answer::of(201, &json!({"id": id})),
+                Err(error) => done(Err(error)),
+            }
+        }),
+        "POST faults" => body(call).map_or_else(invalid, |plan: FaultPlan| {
+            control.add_faults(plan);
+            Answer::empty(204)
+        }),
+        "DELETE faults" => {
+            control.clear_faults();
+            Answer::empty(204)
+        }
+        "POST restart" => {
+            let asked = if call.body.is_null() { Ok(Restart::default()) } else { body(call) };
+            asked.map_or_else(invalid, |Restart { down_ms }| {
+                control.restart_after(Duration::from_millis(down_ms));
+                Answer::empty(204)
+            })
+        }
+        _ => Answer::unknown_route(&call.method, &call.path),
+    }
+}
+
+fn body<T: serde::de::DeserializeOwned>(call: &Call) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(&call.raw)
+}

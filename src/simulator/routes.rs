@@ -1,0 +1,214 @@
+//! Which call a request is. Written by hand, since WAHA answers a wrong method as it answers an unknown path.
+
+use bytes::Bytes;
+use serde_json::Value;
+use url::form_urlencoded;
+
+use super::sends;
+
+/// One request, taken apart.
+pub(super) struct Call {
+    pub method: String,
+    /// With the query, as a 500 echoes it.
+    pub path: String,
+    pub query: Vec<(String, String)>,
+    pub raw: Bytes,
+    /// Null when there is none.
+    pub body: Value,
+    pub accepts_json: bool,
+}
+
+impl Call {
+    /// A text member of the body.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.body.get(name).and_then(Value::as_str)
+    }
+
+    /// A parameter of the query.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What is called; names are as WAHA's OpenAPI has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Ping,
+    Health,
+    Version,
+    ServerStatus,
+    ServerStop,
+    ListSessions,
+    CreateSession,
+    GetSession,
+    UpdateSession,
+    DeleteSession,
+    Start,
+    Stop,
+    Restart,
+    Logout,
+    Me,
+    Qr,
+    RequestCode,
+    CheckExists,
+    Lids,
+    LidCount,
+    Lid(String),
+    LidOfPhone(String),
+    NewMessageId,
+    Send(&'static str),
+    Reaction,
+    /// Accepted, and without effect here: seen, typing, presence.
+    Gesture,
+    Chats,
+    Overview,
+    Messages(String),
+    Message(String, String),
+    Edit(String, String),
+    Revoke(String, String),
+    ReadChat(String),
+    Control(String),
+}
+
+/// A route with its path as the OpenAPI writes it, and the session when the path names it.
+pub(super) struct Found {
+    pub route: Route,
+    pub template: &'static str,
+    pub session: Option<String>,
+}
+
+/// The route of a method and a raw path.
+pub(super) fn find(method: &str, path: &str) -> Option<Found> {
+    let decoded: Vec<String> = path.trim_start_matches('/').split('/').map(decode).collect();
+    let segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
+    let found = |route, template| Some(Found { route, template, session: None });
+    match (method, segments.as_slice()) {
+        ("GET", ["ping"]) => found(Route::Ping, "/ping"),
+        ("GET", ["health"]) => found(Route::Health, "/health"),
+        (_, ["_simulator", name]) => found(Route::Control(format!("{method} {name}")), "/_simulator"),
+        (_, ["api", rest @ ..]) => find_api(method, rest),
+        _ => None,
+    }
+}
+
+fn find_api(method: &str, segments: &[&str]) -> Option<Found> {
+    let server = |route, template| Some(Found { route, template, session: None });
+    let of = |session: &str, route, template| Some(Found { route, template, session: Some(session.to_owned()) });
+    match (method, segments) {
+        ("GET", ["server", "version"]) => server(Route::Version, "/api/server/version"),
+        ("GET", ["version"]) => server(Route::Version, "/api/version"),
+        ("GET", ["server", "status"]) => server(Route::ServerStatus, "/api/server/status"),
+        ("POST", ["server", "stop"]) => server(Route::ServerStop, "/api/server/stop"),
+        ("GET", ["sessions"]) => server(Route::ListSessions, "/api/sessions"),
+        ("POST", ["sessions"]) => server(Route::CreateSession, "/api/sessions"),
+        ("GET", ["sessions", s]) => of(s, Route::GetSession, "/api/sessions/{session}"),
+        ("PUT", ["sessions", s]) => of(s, Route::UpdateSession, "/api/sessions/{session}"),
+        ("DELETE", ["sessions", s]) => of(s, Route::DeleteSession, "/api/sessions/{session}"),
+        ("POST", ["sessions", s, "start"]) => of(s, Route::Start, "/api/sessions/{session}/start"),
+        ("POST", ["sessions", s, "stop"]) => of(s, Route::Stop, "/api/sessions/{session}/stop"),
+        ("POST", ["sessions", s, "restart"]) => of(s, Route::Restart, "/api/sessions/{session}/restart"),
+        ("POST", ["sessions", s, "logout"]) => of(s, Route::Logout, "/api/sessions/{session}/logout"),
+        ("GET", ["sessions", s, "me"]) => of(s, Route::Me, "/api/sessions/{session}/me"),
+        ("GET", ["contacts", "check-exists"]) => server(Route::CheckExists, "/api/contacts/check-exists"),
+        ("PUT", ["reaction"]) => server(Route::Reaction, "/api/reaction"),
+        ("POST", ["sendSeen"]) => server(Route::Gesture, "/api/sendSeen"),
+        ("POST", ["startTyping"]) => server(Route::Gesture, "/api/startTyping"),
+        ("POST", ["stopTyping"]) => server(Route::Gesture, "/api/stopTyping"),
+        ("POST", [name]) => {
+            let (name, template) = SENDS.iter().find(|(known, _)| known == name)?;
+            server(Route::Send(name), template)
+        }
+        _ => find_of_session(method, segments),
+    }
+}
+
+fn find_of_session(method: &str, segments: &[&str]) -> Option<Found> {
+    let (session, rest) = segments.split_first()?;
+    let found = |route, template| Some(Found { route, template, session: Some((*session).to_owned()) });
+    match (method, rest) {
+        ("GET", ["auth", "qr"]) => found(Route::Qr, "/api/{session}/auth/qr"),
+        ("POST", ["auth", "request-code"]) => found(Route::RequestCode, "/api/{session}/auth/request-code"),
+        ("GET", ["lids"]) => found(Route::Lids, "/api/{session}/lids"),
+        ("GET", ["lids", "count"]) => found(Route::LidCount, "/api/{session}/lids/count"),
+        ("GET", ["lids", "pn", phone]) => {
+            found(Route::LidOfPhone((*phone).to_owned()), "/api/{session}/lids/pn/{phoneNumber}")
+        }
+        ("GET", ["lids", lid]) => found(Route::Lid((*lid).to_owned()), "/api/{session}/lids/{lid}"),
+        ("GET", ["new-message-id"]) => found(Route::NewMessageId, "/api/{session}/new-message-id"),
+        ("POST", ["presence"]) => found(Route::Gesture, "/api/{session}/presence"),
+        ("GET", ["chats"]) => found(Route::Chats, "/api/{session}/chats"),
+        ("GET", ["chats", "overview"]) => found(Route::Overview, "/api/{session}/chats/overview"),
+        ("GET", ["chats", chat, "messages"]) => {
+            found(Route::Messages((*chat).to_owned()), "/api/{session}/chats/{chatId}/messages")
+        }
+        ("POST", ["chats", chat, "messages", "read"]) => {
+            found(Route::ReadChat((*chat).to_owned()), "/api/{session}/chats/{chatId}/messages/read")
+        }
+        (_, ["chats", chat, "messages", id]) => {
+            let (chat, id) = ((*chat).to_owned(), (*id).to_owned());
+            let route = match method {
+                "GET" => Route::Message(chat, id),
+                "PUT" => Route::Edit(chat, id),
+                "DELETE" => Route::Revoke(chat, id),
+                _ => return None,
+            };
+            found(route, "/api/{session}/chats/{chatId}/messages/{messageId}")
+        }
+        _ => None,
+    }
+}
+
+const SENDS: [(&str, &str); sends::ENDPOINTS.len()] = [
+    ("sendText", "/api/sendText"),
+    ("sendImage", "/api/sendImage"),
+    ("sendFile", "/api/sendFile"),
+    ("sendVoice", "/api/sendVoice"),
+    ("sendVideo", "/api/sendVideo"),
+    ("sendPoll", "/api/sendPoll"),
+    ("sendLocation", "/api/sendLocation"),
+    ("sendContactVcard", "/api/sendContactVcard"),
+    ("forwardMessage", "/api/forwardMessage"),
+];
+
+/// The parameters of a raw query.
+pub(super) fn query(raw: &str) -> Vec<(String, String)> {
+    form_urlencoded::parse(raw.as_bytes()).into_owned().collect()
+}
+
+/// A path segment without its percent signs.
+fn decode(segment: &str) -> String {
+    if !segment.contains('%') {
+        return segment.to_owned();
+    }
+    let bytes = segment.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let pair = segment.get(at + 1..at + 3).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        match (byte, pair) {
+            (b'%', Some(value)) => {
+                decoded.push(value);
+                at += 3;
+            }
+            _ => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_decoded_and_methods_matter() {
+        let found = find("GET", "/api/main/chats/15550100001%40c.us/messages").unwrap();
+        assert_eq!(found.route, Route::Messages("15550100001@c.us".to_owned()));
+        assert_eq!(found.session.as_deref(), Some("main"));
+        assert!(find("PATCH", "/api/sessions/default").is_none());
+        assert_eq!(find("POST", "/api/sendText").unwrap().route, Route::Send("sendText"));
+    }
+}
