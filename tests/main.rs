@@ -1,1 +1,13 @@
+//! The tests that need more than one module: one binary, so that everything is linked once.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that fails says so and ends"
+)]
 
+mod isolation;
+mod schema;
+mod support;
