@@ -215,6 +215,42 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     }
 }
 
+/// A [`Body`] that may be left out altogether, which means the same as `{}`.
+#[derive(Debug)]
+pub struct MaybeBody<T>(pub Body<T>);
+
+impl<T: DeserializeOwned + 'static> FromRequest for MaybeBody<T> {
+    type Error = Problem;
+    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let acceptable = is_json(request);
+        let announced = announced_length(request);
+        let payload = payload.take();
+        Box::pin(async move {
+            let bytes = read(payload, announced, MOST_BYTES).await?;
+            if bytes.is_empty() {
+                return parse(b"{}").map(Self);
+            }
+            if !acceptable {
+                return Err(Problem::new(Code::UnsupportedMediaType, "Send the body as application/json"));
+            }
+            parse(&bytes).map(Self)
+        })
+    }
+}
+
+/// For a member that may be left out or be null: `#[serde(default, deserialize_with = "nullable")]` on an
+/// `Option<Option<T>>`. Absent is `None`, null is `Some(None)`.
+///
+/// # Errors
+/// Those of `T`.
+pub fn nullable<'de, D: serde::Deserializer<'de>, T: serde::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    <Option<T> as serde::Deserialize>::deserialize(deserializer).map(Some)
+}
+
 fn is_json(request: &HttpRequest) -> bool {
     let kind = request.content_type();
     let json = kind.eq_ignore_ascii_case("application/json")

@@ -19,6 +19,7 @@ mod operations;
 mod own_tenant;
 mod params;
 pub mod problem;
+mod rules;
 mod tenants;
 mod waha_servers;
 
@@ -33,14 +34,16 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, HttpServer};
 use serde::Serialize;
 
-pub use body::{Body, MOST_BYTES, fingerprint, from_json, read_raw};
+pub use body::{Body, MOST_BYTES, MaybeBody, fingerprint, from_json, nullable, read_raw};
 pub use caller::{Actor, Caller};
 pub use idempotency::{Created, Once, once_system, once_tenant};
 pub use observe::RequestId;
 pub use params::{
-    Cursor, IdempotencyKey, IfMatch, List, MaybeIdempotencyKey, Page, PageParams, Path, Query, parse_query, query_pairs,
+    Cursor, IdempotencyHeader, IdempotencyKey, IfMatch, IfMatchHeader, List, MaybeIdempotencyKey, Page, PageParams,
+    Path, Query, parse_query, query_pairs,
 };
 pub use problem::{Code, FieldError, Problem, ProblemBody};
+pub use rules::Rules;
 
 use crate::app::App;
 
@@ -163,4 +166,12 @@ async fn no_route() -> Result<HttpResponse, Problem> {
 /// 200 with `resource` and its version as `ETag`.
 pub fn versioned(resource: &impl Serialize, version: i64) -> HttpResponse {
     HttpResponse::Ok().insert_header((header::ETAG, format!("\"{version}\""))).json(resource)
+}
+
+/// Empties this node's caches of what was just changed; the other nodes follow within a second by themselves. Runs on the
+/// process-wide runtime, after the commit.
+pub async fn forget_now(app: &App) {
+    if let Err(fault) = app.generation.refresh(&app.db).await {
+        tracing::debug!(%fault, "the caches are refreshed a little later");
+    }
 }

@@ -198,6 +198,26 @@ impl Cursor {
     }
 }
 
+/// The header of creating requests, for the OpenAPI document.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes a header; IdempotencyKey reads it")]
+pub struct IdempotencyHeader {
+    /// 1 to 255 visible ASCII characters. The same key with the same body gets the first answer again, for 24 hours.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, example = "order-4711")]
+    key: Option<String>,
+}
+
+/// The header of changing requests, for the OpenAPI document.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes a header; IfMatch reads it")]
+pub struct IfMatchHeader {
+    /// The `version` the change is based on, in double quotes; another current version answers 412.
+    #[param(rename = "If-Match", example = "\"3\"")]
+    version: Option<String>,
+}
+
 /// The `Idempotency-Key` of a request, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(pub String);

@@ -149,7 +149,8 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
-    allow: Option<HeaderValue>,
+    // Boxed: it is rare, and a Problem is what every handler's Result carries.
+    allow: Option<Box<HeaderValue>>,
     request_id: Option<String>,
 }
 
@@ -238,7 +239,7 @@ impl Problem {
     }
 
     pub(super) fn allow(mut self, methods: Option<HeaderValue>) -> Self {
-        self.allow = methods;
+        self.allow = methods.map(Box::new);
         self
     }
 
@@ -323,7 +324,7 @@ impl ResponseError for Problem {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         if let Some(methods) = &self.allow {
-            response.insert_header((header::ALLOW, methods.clone()));
+            response.insert_header((header::ALLOW, HeaderValue::clone(methods)));
         }
         if let Some(id) = &self.request_id {
             response.insert_header((REQUEST_ID, id.as_str()));
