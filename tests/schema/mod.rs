@@ -1,0 +1,1 @@
+//! The migrations and what the code believes of their result.
