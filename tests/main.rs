@@ -5,7 +5,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test that fails says so and ends"
+    reason = "a test that goes wrong says so and ends"
 )]
 
 mod delivery;
