@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app::App;
+use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
-use crate::{dispatch, http, ingest, sending};
+use crate::{delivery, dispatch, events, http, ingest, sending};
 
 /// A part of the work that a node can take on. Every role can run on many nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,7 +64,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts `roles`. `api` and `metrics` are where the doors listen.
+    /// Starts `roles` on the current runtime. `api` and `metrics` are where the doors listen.
     ///
     /// # Errors
     /// When a listener cannot be used.
@@ -75,10 +76,12 @@ impl Node {
         options: http::Options,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let mut node = Self { app: app.clone(), stop, roles: JoinSet::new(), upkeep: JoinSet::new(), doors: Vec::new() };
+        let mut node =
+            Self { app: app.clone(), stop, roles: JoinSet::new(), upkeep: JoinSet::new(), doors: Vec::new() };
         node.upkeep.spawn(app.generation.clone().follow(app.db.clone()));
         node.upkeep.spawn(keep_time(app.clone()));
         node.upkeep.spawn(keep_house(app.clone()));
+        node.upkeep.spawn(watch_broker(app.clone()));
         for role in roles {
             match role {
                 Role::Api => {
@@ -98,7 +101,16 @@ impl Node {
                 Role::Ingest => {
                     node.roles.spawn(ingest::run(app.clone(), stopped.clone()));
                 }
-                Role::Deliver => {}
+                Role::Deliver => {
+                    let publisher = events::live::publisher(&app);
+                    node.roles.spawn(events::fan_out::run(app.clone(), Some(publisher), stopped.clone()));
+                    let (app, stopped) = (app.clone(), stopped.clone());
+                    node.roles.spawn(async move {
+                        if let Err(fault) = delivery::worker::run(app, stopped).await {
+                            tracing::error!(%fault, "webhooks cannot be delivered");
+                        }
+                    });
+                }
             }
         }
         Ok(node)
@@ -144,6 +156,17 @@ async fn keep_time(app: App) {
         tokio::time::sleep(Duration::from_secs(10)).await;
         if let Err(fault) = set_clock(&app).await {
             tracing::debug!(%fault, "the database's clock could not be read");
+        }
+    }
+}
+
+/// Tells `/readyz` how the broker is.
+async fn watch_broker(app: App) {
+    let mut link = app.broker.state();
+    loop {
+        app.health.set_broker(*link.borrow_and_update() == LinkState::Connected);
+        if link.changed().await.is_err() {
+            return;
         }
     }
 }

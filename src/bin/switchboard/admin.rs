@@ -65,8 +65,12 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                 .system(async |conn| tenants::insert(conn, id, &name, description.as_deref(), &settings, now).await)
                 .await;
             match created {
-                Err(fault) if fault.is_duplicate_of(tenants::NAME_TAKEN) => bail!("there is a tenant of that name already"),
-                created => println!("{}", created.context("the tenant cannot be written; has `switchboard migrate` run?")?.id),
+                Err(fault) if fault.is_duplicate_of(tenants::NAME_TAKEN) => {
+                    bail!("there is a tenant of that name already")
+                }
+                created => {
+                    println!("{}", created.context("the tenant cannot be written; has `switchboard migrate` run?")?.id)
+                }
             }
         }
         Command::CreateApiKey { tenant, name, scopes } => {

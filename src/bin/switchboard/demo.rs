@@ -80,7 +80,9 @@ impl Demo {
 
     /// Sets everything up, sends the message, prints its timeline, and stays.
     pub async fn show(&self) -> anyhow::Result<()> {
-        tokio::time::timeout(PATIENCE, self.travel()).await.context("the demonstration did not come to its end in time")??;
+        tokio::time::timeout(PATIENCE, self.travel())
+            .await
+            .context("the demonstration did not come to its end in time")??;
         std::future::pending().await
     }
 
@@ -131,7 +133,8 @@ impl Demo {
             return Ok(key.to_owned());
         }
         let path = format!("/v1/tenants/{tenant}/api-keys");
-        let minted = self.api.call(PLATFORM_KEY, Method::POST, &path, Some(&json!({"name": "demo", "scopes": ["*"]}))).await?;
+        let minted =
+            self.api.call(PLATFORM_KEY, Method::POST, &path, Some(&json!({"name": "demo", "scopes": ["*"]}))).await?;
         let key = text(&minted, "key")?;
         if let Err(fault) = keep(&file, &format!("{tenant} {key}\n")) {
             tracing::warn!(%fault, "the key cannot be kept for the next run");
@@ -174,7 +177,8 @@ impl Demo {
             None => text(&self.api.call(key, Method::POST, "/v1/webhook-endpoints", Some(&wanted)).await?, "id")?,
         };
         let secret = self.api.call(key, Method::GET, &format!("/v1/webhook-endpoints/{id}/secret"), None).await?;
-        let secret = SigningSecret::parse(&text(&secret, "secret")?).ok().context("the endpoint's secret cannot be read")?;
+        let secret =
+            SigningSecret::parse(&text(&secret, "secret")?).ok().context("the endpoint's secret cannot be read")?;
         if let Ok(mut held) = self.board.secret.lock() {
             *held = Some(secret);
         }
@@ -229,7 +233,10 @@ impl Api {
         let status = answer.status();
         let content: Value = if status == StatusCode::NO_CONTENT { Value::Null } else { answer.json().await? };
         if !status.is_success() {
-            bail!("{method} {path} answered {status}: {}", content.get("detail").and_then(Value::as_str).unwrap_or_default());
+            bail!(
+                "{method} {path} answered {status}: {}",
+                content.get("detail").and_then(Value::as_str).unwrap_or_default()
+            );
         }
         Ok(content)
     }
@@ -264,7 +271,9 @@ async fn receive(board: web::Data<Board>, request: HttpRequest, body: web::Bytes
     let id = header(sign::ID_HEADER);
     let secret = board.secret.lock().ok().and_then(|secret| secret.clone());
     let genuine = secret.zip(header(sign::TIMESTAMP_HEADER).parse().ok()).is_some_and(|(secret, timestamp)| {
-        header(sign::SIGNATURE_HEADER).split(' ').any(|signature| signature == sign::sign(&[&secret], id, timestamp, &body))
+        header(sign::SIGNATURE_HEADER)
+            .split(' ')
+            .any(|signature| signature == sign::sign(&[&secret], id, timestamp, &body))
     });
     if !genuine {
         return HttpResponse::Unauthorized().finish();
@@ -291,7 +300,11 @@ fn entries(list: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn text(value: &Value, member: &str) -> anyhow::Result<String> {
-    value.get(member).and_then(Value::as_str).map(str::to_owned).with_context(|| format!("an answer without `{member}`"))
+    value
+        .get(member)
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .with_context(|| format!("an answer without `{member}`"))
 }
 
 fn print_line(what: &str, detail: &str) {

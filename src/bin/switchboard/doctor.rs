@@ -67,7 +67,8 @@ fn keys(report: &mut Report, config: &mut Config) {
     if config.master_key.is_some() {
         report.good("master key", "32 bytes");
     } else {
-        let remedy = "openssl rand -base64 32, set it as SWITCHBOARD_MASTER_KEY, and keep it safe: it opens what is sealed";
+        let remedy =
+            "openssl rand -base64 32, set it as SWITCHBOARD_MASTER_KEY, and keep it safe: it opens what is sealed";
         report.bad("master key", "SWITCHBOARD_MASTER_KEY is not set", remedy);
         // The rest can be looked at all the same.
         config.master_key = Some(switchboard::config::MasterKey([0; 32]));
@@ -102,11 +103,19 @@ async fn database(report: &mut Report, config: &Config) -> bool {
     let mut conn = match tokio::time::timeout(Duration::from_secs(5), connecting).await {
         Ok(Ok(conn)) => conn,
         Ok(Err(fault)) => {
-            report.bad("database", &fault.to_string(), "start Postgres or correct DATABASE_URL (`make services` does the first)");
+            report.bad(
+                "database",
+                &fault.to_string(),
+                "start Postgres or correct DATABASE_URL (`make services` does the first)",
+            );
             return false;
         }
         Err(_) => {
-            report.bad("database", "no answer within 5 s", "check the host and port in DATABASE_URL, and firewalls between");
+            report.bad(
+                "database",
+                "no answer within 5 s",
+                "check the host and port in DATABASE_URL, and firewalls between",
+            );
             return false;
         }
     };
@@ -120,7 +129,11 @@ async fn database(report: &mut Report, config: &Config) -> bool {
             report.bad("database", "PostgreSQL is older than 15", "use PostgreSQL 15 or later");
         }
         Ok(server) if server.encoding != "UTF8" => {
-            report.bad("database", &format!("its encoding is {}", server.encoding), "create it with ENCODING 'UTF8' TEMPLATE template0");
+            report.bad(
+                "database",
+                &format!("its encoding is {}", server.encoding),
+                "create it with ENCODING 'UTF8' TEMPLATE template0",
+            );
         }
         Ok(server) => report.good("database", &format!("PostgreSQL {}, UTF8", server.version / 10_000)),
         Err(fault) => report.bad("database", &fault.to_string(), "look into Postgres' log"),
@@ -197,9 +210,17 @@ async fn parts(report: &mut Report, config: Config) {
     match answer.map(|state| state.is_ok()) {
         Ok(true) => report.good("broker", "connected, topology declared"),
         _ if *app.broker.state().borrow() == LinkState::Blocked => {
-            report.bad("broker", "it blocks publishers", "free memory or disk on the broker (rabbitmq-diagnostics alarms)");
+            report.bad(
+                "broker",
+                "it blocks publishers",
+                "free memory or disk on the broker (rabbitmq-diagnostics alarms)",
+            );
         }
-        _ => report.bad("broker", "not reachable within 8 s", "start RabbitMQ or correct AMQP_URL; messages are accepted meanwhile, and wait"),
+        _ => report.bad(
+            "broker",
+            "not reachable within 8 s",
+            "start RabbitMQ or correct AMQP_URL; messages are accepted meanwhile, and wait",
+        ),
     }
     match app.directory.all_servers().await {
         Ok(servers) if servers.is_empty() => {
@@ -209,7 +230,9 @@ async fn parts(report: &mut Report, config: Config) {
             for entry in servers {
                 let address = entry.server.base_url.host_str().unwrap_or_default().to_owned();
                 match app.waha.server_version(&entry.server).await {
-                    Ok(version) => report.good("WAHA server", &format!("{address}: {} {}", entry.engine, version.version)),
+                    Ok(version) => {
+                        report.good("WAHA server", &format!("{address}: {} {}", entry.engine, version.version))
+                    }
                     Err(fault) => {
                         let remedy = "check its address and API key (PATCH /v1/waha-servers/{id}), and that it runs";
                         report.bad("WAHA server", &format!("{address}: {fault}"), remedy);
