@@ -9,6 +9,8 @@
 )]
 
 mod delivery;
+mod faults;
+mod flow;
 mod isolation;
 mod schema;
 mod simulator;

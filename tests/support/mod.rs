@@ -7,9 +7,11 @@ pub mod proxy;
 pub mod receiver;
 mod selftest;
 pub mod wait;
+pub mod world;
 
 pub use database::TestDb;
 pub use process::{Process, free_port};
 pub use proxy::TcpProxy;
 pub use receiver::{Answer, Receiver};
 pub use wait::eventually;
+pub use world::World;
