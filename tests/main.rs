@@ -1,4 +1,4 @@
-//! Everything that needs more than one module: one binary, so that it is linked once.
+//! The tests that need more than one module: one binary, so that everything is linked once.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,10 +8,10 @@
     reason = "a test that goes wrong says so and ends"
 )]
 
+mod api;
 mod delivery;
 mod isolation;
 mod schema;
-mod sessions;
 mod simulator;
 mod support;
 mod waha;

@@ -56,6 +56,13 @@ GRANT SELECT, INSERT, UPDATE ON webhook_endpoints TO switchboard_tenant;
 GRANT SELECT ON webhook_endpoints TO switchboard_system;
 GRANT UPDATE (enabled, disabled_because, failing_since, version, updated_at) ON webhook_endpoints TO switchboard_system;
 
+-- The id of a delivery follows from its event and endpoint (a UUID v7 of the event's moment), so that making it twice
+-- makes one.
+CREATE FUNCTION delivery_id(event uuid, endpoint uuid) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN left(overlay(overlay(overlay(encode(sha256(uuid_send(event) || uuid_send(endpoint)), 'hex')
+        PLACING left(replace(event::text, '-', ''), 12) FROM 1) PLACING '7' FROM 13) PLACING 'a' FROM 17), 32)::uuid;
+
 -- One event on its way to one endpoint.
 CREATE TABLE webhook_deliveries (
     tenant_id       uuid NOT NULL,
@@ -63,9 +70,14 @@ CREATE TABLE webhook_deliveries (
     endpoint_id     uuid NOT NULL,
     event_id        uuid NOT NULL,
     status          text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'delivered', 'failed')),
+    -- Counted before the attempt begins; the number is also the fence that keeps a late outcome out.
     attempts        integer NOT NULL DEFAULT 0,
-    -- When to try next; moved past the lease while an attempt runs.
+    -- Attempts made before the schedule of retries (re)started: a replay starts it again.
+    attempts_before integer NOT NULL DEFAULT 0,
+    -- When to try next; moved to the end of the lease while an attempt runs.
     next_attempt_at timestamptz NOT NULL,
+    -- The end of the lease while an attempt runs.
+    claimed_until   timestamptz,
     created_at      timestamptz NOT NULL,
     updated_at      timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, id),
@@ -73,12 +85,15 @@ CREATE TABLE webhook_deliveries (
     FOREIGN KEY (tenant_id, endpoint_id) REFERENCES webhook_endpoints (tenant_id, id),
     FOREIGN KEY (tenant_id, event_id) REFERENCES events (tenant_id, id)
 );
-CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_at) WHERE status = 'pending';
+-- By endpoint, so that the backlog of one is never read to find the work of another.
+CREATE INDEX webhook_deliveries_due ON webhook_deliveries (tenant_id, endpoint_id, next_attempt_at) WHERE status = 'pending';
 ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY own_tenant ON webhook_deliveries TO switchboard_tenant
     USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 CREATE POLICY all_rows ON webhook_deliveries TO switchboard_system USING (true) WITH CHECK (true);
-GRANT SELECT ON webhook_deliveries TO switchboard_tenant;
+-- Test events and replays are written by the tenant's own request.
+GRANT SELECT, INSERT ON webhook_deliveries TO switchboard_tenant;
+GRANT UPDATE (status, attempts_before, next_attempt_at, updated_at) ON webhook_deliveries TO switchboard_tenant;
 GRANT SELECT, INSERT, UPDATE ON webhook_deliveries TO switchboard_system;
 
 CREATE TABLE webhook_attempts (

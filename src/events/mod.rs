@@ -1,2 +1,12 @@
-//! The event log.
+//! The event log: what tenants are told about, and everything that reads it.
+//!
+//! An event is written in the transaction of the change it tells of ([`log`]), so there is one for each committed change
+//! and none for a change that was rolled back. Readers take events in one order that never has a gap ([`query`]);
+//! [`fan_out`] hands them to webhook endpoints and to live streams.
+
+pub mod fan_out;
+pub mod live;
 pub mod log;
+pub mod query;
+pub mod types;
+pub mod view;

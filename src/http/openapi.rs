@@ -103,7 +103,7 @@ fn describe_errors(document: &mut Value) {
                     codes.push(Code::NotFound);
                 }
                 match method.as_str() {
-                    "post" => codes.push(Code::Conflict),
+                    "post" | "delete" => codes.push(Code::Conflict),
                     "patch" => codes.extend([Code::Conflict, Code::PreconditionFailed]),
                     _ => {}
                 }

@@ -1,5 +1,290 @@
-use actix_web::web::ServiceConfig;
-pub(super) fn routes(_cfg: &mut ServiceConfig) {}
+//! `/v1/waha-servers`: for platform keys.
+
+use actix_web::http::StatusCode;
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{HttpResponse, Responder};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use url::Url;
+use utoipa::{OpenApi, ToSchema};
+
+use super::{
+    Body, Caller, Created, Cursor, IdempotencyHeader, IfMatch, IfMatchHeader, List, MaybeIdempotencyKey, Once, Page,
+    PageParams, Path, Problem, Rules, forget_now, once_system, versioned,
+};
+use crate::app::App;
+use crate::db::DbError;
+use crate::domain::ids::WahaServerId;
+use crate::sessions::directory::api_key_purpose;
+use crate::sessions::servers::{self, NAME_TAKEN, NewWahaServer, WahaServer, WahaServerChange};
+use crate::waha::Engine;
+
+const COLLECTION: &str = "/v1/waha-servers";
+const MOST_CAPACITY: i32 = 100_000;
+
+pub(super) fn routes(cfg: &mut ServiceConfig) {
+    cfg.service(web::resource("/waha-servers").route(web::post().to(create)).route(web::get().to(list))).service(
+        web::resource("/waha-servers/{id}")
+            .route(web::get().to(get))
+            .route(web::patch().to(patch))
+            .route(web::delete().to(delete)),
+    );
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(create, list, get, patch, delete))]
+struct Api;
+
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
-    utoipa::openapi::OpenApi::default()
+    Api::openapi()
+}
+
+/// A server to be registered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewWahaServer, example = json!({
+    "name": "waha-1", "base_url": "http://waha-1:3000", "api_key": "change-me", "engine": "GOWS", "capacity": 100
+}))]
+struct NewServer {
+    /// 1 to 100 characters, unique.
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+    /// Where WAHA's API is: `http` or `https`, without credentials, query and fragment.
+    #[schema(value_type = String, format = "uri")]
+    base_url: String,
+    /// WAHA's key; kept sealed and never shown.
+    #[schema(value_type = String, format = "password", min_length = 1, max_length = 512)]
+    api_key: SecretString,
+    /// The engine its sessions run on: `WEBJS`, `WPP`, `NOWEB` or `GOWS`.
+    #[schema(value_type = String, pattern = "^(WEBJS|WPP|NOWEB|GOWS)$")]
+    engine: Engine,
+    /// How many sessions it may hold: 0 to 100000.
+    #[schema(minimum = 0, maximum = 100_000)]
+    capacity: i32,
+}
+
+/// What is to change of a server; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"draining": true}))]
+struct WahaServerPatch {
+    /// 1 to 100 characters, unique.
+    #[schema(min_length = 1, max_length = 100)]
+    name: Option<String>,
+    /// Where WAHA's API is.
+    #[schema(value_type = Option<String>, format = "uri")]
+    base_url: Option<String>,
+    /// WAHA's key.
+    #[schema(value_type = Option<String>, format = "password", min_length = 1, max_length = 512)]
+    api_key: Option<SecretString>,
+    /// Another engine; only while no session lives there.
+    #[schema(value_type = Option<String>, pattern = "^(WEBJS|WPP|NOWEB|GOWS)$")]
+    engine: Option<Engine>,
+    /// 0 to 100000. Below the present number of sessions no new one is placed; none is moved.
+    #[schema(minimum = 0, maximum = 100_000)]
+    capacity: Option<i32>,
+    /// Whether it gets no new sessions.
+    draining: Option<bool>,
+}
+
+/// Notes what is wrong with `text`; answers it in the form in which it is kept, without a slash at its end.
+fn check_base_url(rules: &mut Rules, text: &str) -> String {
+    const FIELD: &str = "base_url";
+    match Url::parse(text) {
+        Ok(url) if text.len() <= 2000 => {
+            rules.check(
+                matches!(url.scheme(), "http" | "https") && url.has_host(),
+                FIELD,
+                "invalid_value",
+                "must begin with http:// or https://",
+            );
+            let bare = url.username().is_empty() && url.password().is_none();
+            rules.check(bare, FIELD, "invalid_value", "must not hold credentials");
+            let plain = url.query().is_none() && url.fragment().is_none();
+            rules.check(plain, FIELD, "invalid_value", "must have neither query nor fragment");
+            url.as_str().trim_end_matches('/').to_owned()
+        }
+        Ok(_) => {
+            rules.broken(FIELD, "too_long", "must have at most 2000 characters");
+            String::new()
+        }
+        Err(_) => {
+            rules.broken(FIELD, "invalid_value", "must be a URL such as http://waha-1:3000");
+            String::new()
+        }
+    }
+}
+
+fn check_api_key(rules: &mut Rules, key: &SecretString) {
+    let key = key.expose_secret();
+    let fits = (1..=512).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    rules.check(fits, "api_key", "invalid_value", "must be 1 to 512 visible ASCII characters");
+}
+
+fn check_capacity(rules: &mut Rules, capacity: i32) {
+    rules.check((0..=MOST_CAPACITY).contains(&capacity), "capacity", "out_of_range", "must be from 0 to 100000");
+}
+
+fn name_taken(fault: DbError) -> Problem {
+    if fault.is_duplicate_of(NAME_TAKEN) {
+        return Problem::conflict("A WAHA server of this name exists").field("name", "taken", "is taken");
+    }
+    fault.into()
+}
+
+/// Register a WAHA server
+///
+/// The key is sealed and never shown again. New sessions go to the healthy server with most room.
+#[utoipa::path(post, path = "/v1/waha-servers", tag = "WAHA servers", operation_id = "create_waha_server",
+    params(IdempotencyHeader), request_body = NewServer,
+    responses((status = 201, description = "Registered", body = WahaServer)))]
+async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    key: MaybeIdempotencyKey,
+    body: Body<NewServer>,
+) -> Result<HttpResponse, Problem> {
+    const OPERATION: &str = "waha_servers.create";
+    caller.platform()?;
+    let once = Once { operation: OPERATION, key: key.0, fingerprint: body.fingerprint(OPERATION), secret: false };
+    let new = body.into_inner();
+    let mut rules = Rules::new();
+    rules.name("name", &new.name, 100);
+    let base_url = check_base_url(&mut rules, &new.base_url);
+    check_api_key(&mut rules, &new.api_key);
+    check_capacity(&mut rules, new.capacity);
+    rules.finish()?;
+    let now = app.clock.now();
+    let id = WahaServerId::fresh(now, &app.chance);
+    let server = NewWahaServer {
+        id,
+        name: new.name,
+        base_url,
+        api_key_sealed: app.sealer.seal(&api_key_purpose(id), new.api_key.expose_secret().as_bytes()),
+        engine: new.engine,
+        capacity: new.capacity,
+    };
+    let created = once_system(&app, None, once, async move |conn| {
+        let server = servers::insert(conn, &server, now).await.map_err(name_taken)?;
+        Created::new(StatusCode::CREATED, id.0, &server)
+    })
+    .await?;
+    Ok(created.response(COLLECTION))
+}
+
+/// List WAHA servers
+///
+/// Newest first, with health and load.
+#[utoipa::path(get, path = "/v1/waha-servers", tag = "WAHA servers", operation_id = "list_waha_servers",
+    params(PageParams), responses((status = 200, description = "A page of servers", body = List<WahaServer>)))]
+async fn list(app: web::Data<App>, caller: Caller, page: Page) -> Result<impl Responder, Problem> {
+    caller.platform()?;
+    let parts = App::clone(&app);
+    let rows = app
+        .detached(async move {
+            let after = page.after.map(|after| (after.at, after.id));
+            parts.db.system(async move |conn| servers::list(conn, after, page.fetch()).await).await
+        })
+        .await??;
+    Ok(web::Json(page.answer(rows, |server| Cursor { at: server.created_at, id: server.id.0 })))
+}
+
+/// Show a WAHA server
+///
+/// `version` counts the changes of this resource; WAHA's own version is `waha_version`.
+#[utoipa::path(get, path = "/v1/waha-servers/{id}", tag = "WAHA servers", operation_id = "get_waha_server",
+    params(("id" = WahaServerId, Path, description = "The server")),
+    responses((status = 200, description = "The server", body = WahaServer)))]
+async fn get(app: web::Data<App>, caller: Caller, id: Path<WahaServerId>) -> Result<HttpResponse, Problem> {
+    caller.platform()?;
+    let parts = App::clone(&app);
+    let found =
+        app.detached(async move { parts.db.system(async move |conn| servers::find(conn, id.0).await).await }).await??;
+    let server = found.ok_or_else(Problem::not_found)?;
+    Ok(versioned(&server, server.version))
+}
+
+/// Change a WAHA server
+///
+/// With `draining` it gets no new sessions; those it has stay.
+#[utoipa::path(patch, path = "/v1/waha-servers/{id}", tag = "WAHA servers", operation_id = "update_waha_server",
+    params(("id" = WahaServerId, Path, description = "The server"), IfMatchHeader), request_body = WahaServerPatch,
+    responses((status = 200, description = "The server as it is now", body = WahaServer)))]
+async fn patch(
+    app: web::Data<App>,
+    caller: Caller,
+    id: Path<WahaServerId>,
+    if_match: IfMatch,
+    body: Body<WahaServerPatch>,
+) -> Result<HttpResponse, Problem> {
+    caller.platform()?;
+    let id = id.0;
+    let new = body.into_inner();
+    let mut rules = Rules::new();
+    if let Some(name) = &new.name {
+        rules.name("name", name, 100);
+    }
+    let base_url = new.base_url.as_deref().map(|text| check_base_url(&mut rules, text));
+    if let Some(key) = &new.api_key {
+        check_api_key(&mut rules, key);
+    }
+    if let Some(capacity) = new.capacity {
+        check_capacity(&mut rules, capacity);
+    }
+    rules.finish()?;
+    let change = WahaServerChange {
+        name: new.name,
+        base_url,
+        api_key_sealed: new.api_key.map(|key| app.sealer.seal(&api_key_purpose(id), key.expose_secret().as_bytes())),
+        engine: new.engine,
+        capacity: new.capacity,
+        draining: new.draining,
+    };
+    let (parts, now) = (App::clone(&app), app.clock.now());
+    let server = app
+        .detached(async move {
+            let changed = parts
+                .db
+                .system(async move |conn| {
+                    let old = servers::lock(conn, id).await?.ok_or_else(Problem::not_found)?;
+                    if_match.check(old.version)?;
+                    if change.engine.is_some_and(|engine| engine.as_str() != old.engine) && old.sessions > 0 {
+                        return Err(Problem::conflict("Sessions live on this server; its engine cannot change"));
+                    }
+                    servers::update(conn, id, &change, now).await.map_err(name_taken)
+                })
+                .await?;
+            forget_now(&parts).await;
+            Ok::<_, Problem>(changed)
+        })
+        .await??;
+    Ok(versioned(&server, server.version))
+}
+
+/// Remove a WAHA server
+///
+/// 409 while sessions live there: drain it and move or delete them first.
+#[utoipa::path(delete, path = "/v1/waha-servers/{id}", tag = "WAHA servers", operation_id = "delete_waha_server",
+    params(("id" = WahaServerId, Path, description = "The server")),
+    responses((status = 204, description = "Removed")))]
+async fn delete(app: web::Data<App>, caller: Caller, id: Path<WahaServerId>) -> Result<HttpResponse, Problem> {
+    caller.platform()?;
+    let (id, parts, now) = (id.0, App::clone(&app), app.clock.now());
+    app.detached(async move {
+        parts
+            .db
+            .system(async move |conn| {
+                let server = servers::lock(conn, id).await?.ok_or_else(Problem::not_found)?;
+                if server.sessions > 0 {
+                    let detail = format!("{} sessions live on this server", server.sessions);
+                    return Err(Problem::conflict(detail));
+                }
+                Ok::<_, Problem>(servers::delete(conn, id, now).await?)
+            })
+            .await?;
+        forget_now(&parts).await;
+        Ok::<_, Problem>(())
+    })
+    .await??;
+    Ok(HttpResponse::NoContent().finish())
 }

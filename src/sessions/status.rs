@@ -38,7 +38,9 @@ pub const fn name_of(status: SessionStatus) -> Option<&'static str> {
     Some(match status {
         SessionStatus::Stopped => "stopped",
         SessionStatus::Starting => "starting",
-        SessionStatus::ScanQrCode | SessionStatus::PasskeyRequired | SessionStatus::PasskeyConfirmationRequired => "scan_qr",
+        SessionStatus::ScanQrCode | SessionStatus::PasskeyRequired | SessionStatus::PasskeyConfirmationRequired => {
+            "scan_qr"
+        }
         SessionStatus::Working => "working",
         SessionStatus::Failed => "failed",
         SessionStatus::Other => return None,

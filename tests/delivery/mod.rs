@@ -1,3 +1,7 @@
-//! Deliveries on the wire.
+//! Events and webhooks, on a real database and real sockets.
 
+mod endpoints;
+mod events;
 mod guard;
+mod support;
+mod worker;

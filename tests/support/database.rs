@@ -177,8 +177,11 @@ async fn build_template(admin: &Client, template: &str) {
         let building = format!("{template}_building");
         execute(admin, &format!("DROP DATABASE IF EXISTS {building} WITH (FORCE)")).await;
         execute(admin, &format!("CREATE DATABASE {building} TEMPLATE template0")).await;
-        let applied = migrate::up(&SecretString::from(String::from(database_url(&building))))
+        // In a task of its own: it blocks inside, and a future beside it in this task would miss its wake-up.
+        let url = SecretString::from(String::from(database_url(&building)));
+        let applied = tokio::spawn(async move { migrate::up(&url).await })
             .await
+            .expect("migrating does not panic")
             .unwrap_or_else(|fault| panic!("the migrations fail: {fault}"));
         let expected = migration_names().len();
         assert_eq!(
@@ -254,10 +257,16 @@ pub fn migration_names() -> Vec<String> {
     names
 }
 
+/// The text of a migration's `up.sql` or `down.sql`.
+pub fn migration_text(name: &str, file: &str) -> String {
+    let path = migrations().join(name).join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
+}
+
 fn migrations_hash() -> String {
     let mut hash = Sha256::new();
     for name in migration_names() {
-        let text = std::fs::read(migrations().join(&name).join("up.sql")).expect("every migration goes up");
+        let text = migration_text(&name, "up.sql");
         hash.update(name.as_bytes());
         hash.update(text.len().to_le_bytes());
         hash.update(text);
