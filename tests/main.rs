@@ -8,6 +8,7 @@
     reason = "a test that goes wrong says so and ends"
 )]
 
+mod api;
 mod delivery;
 mod faults;
 mod flow;
