@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
-use crate::{delivery, dispatch, events, http, ingest, sending};
+use crate::{delivery, dispatch, events, http, ingest, sending, sessions};
 
 /// A part of the work that a node can take on. Every role can run on many nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +94,7 @@ impl Node {
                 }
                 Role::Dispatch => {
                     node.roles.spawn(dispatch::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(sessions::reconcile::run(app.clone(), stopped.clone()));
                 }
                 Role::Send => {
                     node.roles.spawn(sending::run(app.clone(), stopped.clone()));

@@ -261,7 +261,7 @@ struct MessageList<'a> {
 /// List messages
 ///
 /// Newest first, in both directions. Narrow the list by the parameters, and by your own data with `metadata.<key>=<value>`.
-#[utoipa::path(get, path = "/v1/messages", tag = "Messages", operation_id = "list_messages", params(super::messages::ListMessages),
+#[utoipa::path(get, path = "/v1/messages", tag = "Messages", operation_id = "list_messages", params(ListMessages),
     responses((status = 200, description = "A page of messages", body = MessageList<'_>)))]
 pub(super) async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesRead)?;

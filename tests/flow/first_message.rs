@@ -38,8 +38,8 @@ async fn a_message_travels_the_whole_way_and_the_tenant_learns_of_it() {
     let verifier = Webhook::new(text(&endpoint, "secret")).unwrap();
     let mut kinds = Vec::new();
     for webhook in &received {
-        let headers = webhook.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        verifier.verify::<http::HeaderMap>(&webhook.body, &headers).unwrap();
+        let headers: reqwest::header::HeaderMap = webhook.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        verifier.verify(&webhook.body, &headers).unwrap();
         kinds.push(text(&webhook.json(), "type").to_owned());
     }
     kinds.sort();
