@@ -7,7 +7,7 @@ INSERT INTO directory_generation DEFAULT VALUES;
 GRANT SELECT ON directory_generation TO switchboard_system;
 
 CREATE FUNCTION bump_directory_generation() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     UPDATE directory_generation SET generation = generation + 1;
     RETURN NULL;

@@ -25,7 +25,7 @@ pub async fn up(url: &SecretString) -> Result<Vec<String>, DbError> {
 /// # Errors
 /// When the database cannot be reached or a migration fails.
 pub async fn down(url: &SecretString, count: usize) -> Result<Vec<String>, DbError> {
-    run(url, |harness| {
+    run(url, move |harness| {
         let mut reverted = Vec::new();
         for _ in 0..count.min(harness.applied_migrations()?.len()) {
             reverted.push(harness.revert_last_migration(MIGRATIONS)?.to_string());
@@ -39,13 +39,18 @@ type MigrationResult = Result<Vec<String>, Box<dyn std::error::Error + Send + Sy
 
 async fn run(
     url: &SecretString,
-    work: impl FnOnce(&mut AsyncMigrationHarness<AsyncPgConnection>) -> MigrationResult,
+    work: impl FnOnce(&mut AsyncMigrationHarness<AsyncPgConnection>) -> MigrationResult + Send + 'static,
 ) -> Result<Vec<String>, DbError> {
-    let mut conn = AsyncPgConnection::establish(url.expose_secret())
-        .await
-        .map_err(|fault| DbError::Unavailable(fault.to_string()))?;
-    // The lock ends with the connection.
-    conn.batch_execute(LOCK).await?;
-    let mut harness = AsyncMigrationHarness::new(conn);
-    work(&mut harness).map_err(|fault| DbError::Refused(format!("migration: {fault}")))
+    let url = url.clone();
+    // The harness blocks its thread and drives its own futures; in a task of its own it holds up no sibling's.
+    let running = tokio::spawn(async move {
+        let mut conn = AsyncPgConnection::establish(url.expose_secret())
+            .await
+            .map_err(|fault| DbError::Unavailable(fault.to_string()))?;
+        // The lock ends with the connection.
+        conn.batch_execute(LOCK).await?;
+        let mut harness = AsyncMigrationHarness::new(conn);
+        work(&mut harness).map_err(|fault| DbError::Refused(format!("migration: {fault}")))
+    });
+    running.await.unwrap_or_else(|ended| Err(DbError::Unavailable(ended.to_string())))
 }
