@@ -5,9 +5,9 @@ use actix_web::web::{self, ServiceConfig};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::{OpenApi, ToSchema};
 
-use super::{Caller, Page, Problem, Query as QueryOf};
+use super::{Caller, Page, Problem, Query};
 use crate::app::App;
 use crate::domain::ids::EventId;
 use crate::events::query::{self, After, Event, Position};
@@ -27,7 +27,7 @@ pub(super) fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 /// Which events are asked for.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct EventParams {
@@ -77,7 +77,7 @@ struct EventList {
 /// Oldest first, and always in the same order: whoever goes on after the last event it has seen misses none.
 #[utoipa::path(get, path = "/v1/events", tag = "Events", operation_id = "list_events", params(EventParams),
     responses((status = 200, description = "A page of events", body = EventList)))]
-async fn list(app: web::Data<App>, caller: Caller, params: QueryOf<EventParams>) -> Result<HttpResponse, Problem> {
+async fn list(app: web::Data<App>, caller: Caller, params: Query<EventParams>) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesRead)?;
     let EventParams { kind, after, limit, cursor } = params.0;
     let limit = Page::new(limit, None)?.limit;
