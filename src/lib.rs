@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ingest;
 pub mod messages;
 pub mod sending;
+pub mod serve;
 pub mod sessions;
 pub mod simulator;
 pub mod telemetry;

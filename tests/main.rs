@@ -1,6 +1,19 @@
-//! Everything that needs more than one module: one binary, so that it is linked once.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that goes wrong may stop")]
+//! The tests that need more than one module: one binary, so that everything is linked once.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that goes wrong says so and ends"
+)]
 
+mod api;
 mod delivery;
+mod faults;
+mod flow;
+mod isolation;
+mod schema;
 mod simulator;
+mod support;
 mod waha;

@@ -12,6 +12,8 @@ CREATE TABLE waha_servers (
     waha_version     text,
     start_timestamp  bigint,
     last_seen_at     timestamptz,
+    -- When some node polls the server next; moved past the lease while one does. NULL: at once.
+    poll_at          timestamptz,
     version          bigint NOT NULL DEFAULT 1,
     created_at       timestamptz NOT NULL,
     updated_at       timestamptz NOT NULL,
@@ -42,7 +44,11 @@ CREATE TABLE waha_sessions (
     error_message       text,
     qr_shown            smallint NOT NULL DEFAULT 0,
     qr_expires_at       timestamptz,
+    -- When the reconciler has to look at the session; NULL: it is as desired. Moved to the end of the lease when taken.
     reconcile_at        timestamptz,
+    -- Until then one node alone acts on the session; NULL: none does.
+    reconcile_lease     timestamptz,
+    -- Steps and failures in a row since WAHA was last found as desired.
     reconcile_failures  integer NOT NULL DEFAULT 0,
     version             bigint NOT NULL DEFAULT 1,
     created_at          timestamptz NOT NULL,
@@ -54,17 +60,22 @@ CREATE TABLE waha_sessions (
 CREATE UNIQUE INDEX waha_sessions_name ON waha_sessions (tenant_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX waha_sessions_created ON waha_sessions (tenant_id, created_at DESC, id DESC);
 CREATE INDEX waha_sessions_server ON waha_sessions (waha_server_id) WHERE deleted_at IS NULL;
--- Sessions that the reconciler has to look at.
-CREATE INDEX waha_sessions_reconcile ON waha_sessions (reconcile_at) WHERE reconcile_at IS NOT NULL;
+-- Sessions that the reconciler has to look at, server by server.
+CREATE INDEX waha_sessions_reconcile ON waha_sessions (waha_server_id, reconcile_at) WHERE reconcile_at IS NOT NULL;
 ALTER TABLE waha_sessions ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY own_tenant ON waha_sessions TO switchboard_tenant
     USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 CREATE POLICY all_rows ON waha_sessions TO switchboard_system USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE ON waha_sessions TO switchboard_tenant;
 GRANT SELECT, UPDATE ON waha_sessions TO switchboard_system;
-CREATE TRIGGER waha_sessions_directory AFTER INSERT OR UPDATE OF waha_server_id, webhook_key_sealed, external_session_id, phone, deleted_at
-    ON waha_sessions FOR EACH STATEMENT EXECUTE FUNCTION bump_directory_generation();
-
+CREATE TRIGGER waha_sessions_directory_new AFTER INSERT ON waha_sessions
+    FOR EACH STATEMENT EXECUTE FUNCTION bump_directory_generation();
+-- Per row and only for a real change: every report of a status names the phone, and must not empty all caches.
+CREATE TRIGGER waha_sessions_directory AFTER UPDATE ON waha_sessions FOR EACH ROW
+    WHEN ((OLD.waha_server_id, OLD.webhook_key_sealed, OLD.external_session_id, OLD.phone, OLD.deleted_at)
+          IS DISTINCT FROM
+          (NEW.waha_server_id, NEW.webhook_key_sealed, NEW.external_session_id, NEW.phone, NEW.deleted_at))
+    EXECUTE FUNCTION bump_directory_generation();
 
 -- A lane is one session's queue and its turn-taking state. See dispatch::lanes.
 CREATE TABLE lanes (

@@ -2,8 +2,9 @@
 //!
 //! A connection in the pool always acts as `switchboard_system`. [`Db::tenant`] runs a transaction as
 //! `switchboard_tenant`, scoped to one tenant by row-level security; it is the only way to a [`TenantConn`].
-//! [`Db::system`] runs a transaction above tenants, with the system role's narrow grants. Both end in a commit or a
-//! rollback, and both are cheap: role, tenant and `BEGIN` travel in one round trip.
+//! [`Db::system`] runs a transaction above tenants, with the system role's narrow grants; it can act as one tenant for a
+//! while ([`SystemConn::narrow_to`]). Both end in a commit or a rollback, and both are cheap: role, tenant and `BEGIN`
+//! travel in one round trip.
 
 mod error;
 pub mod generation;
@@ -74,6 +75,56 @@ impl TenantConn {
     #[must_use]
     pub fn tenant(&self) -> TenantId {
         self.tenant
+    }
+}
+
+/// A transaction above tenants that for a while sees one tenant's rows and no others: see [`SystemConn::narrow_to`].
+pub struct Narrowed<'a> {
+    conn: &'a mut AsyncPgConnection,
+    tenant: TenantId,
+}
+
+impl SystemConn {
+    /// Goes on as `tenant` until [`Narrowed::widen`], so that what a transaction above tenants writes for one of them is held
+    /// to that tenant's policies. Dropped without widening, the rest of the transaction stays narrow.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn narrow_to(&mut self, tenant: TenantId) -> Result<Narrowed<'_>, DbError> {
+        // A parsed UUID is the only thing ever formatted into this text.
+        let narrow = format!("SET LOCAL ROLE switchboard_tenant; SET LOCAL app.tenant_id = '{}'", tenant.0);
+        self.0.batch_execute(&narrow).await?;
+        Ok(Narrowed { conn: &mut self.0, tenant })
+    }
+}
+
+impl Narrowed<'_> {
+    /// The tenant whose rows are seen.
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Goes back above tenants.
+    ///
+    /// # Errors
+    /// When the database does not answer; the transaction then stays narrow.
+    pub async fn widen(self) -> Result<(), DbError> {
+        self.conn.batch_execute("SET LOCAL app.tenant_id = ''; SET LOCAL ROLE switchboard_system").await?;
+        Ok(())
+    }
+}
+
+impl Deref for Narrowed<'_> {
+    type Target = AsyncPgConnection;
+    fn deref(&self) -> &Self::Target {
+        self.conn
+    }
+}
+
+impl DerefMut for Narrowed<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.conn
     }
 }
 

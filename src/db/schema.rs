@@ -1,1 +1,354 @@
-//! The tables, as Diesel sees them.
+//! The tables, as Diesel sees them: written by the test that compares this file with the migrations.
+//!
+//! `UPDATE_SCHEMA=1 cargo nextest run --test suite schema_file`
+#![expect(missing_docs, reason = "the migrations describe the tables")]
+
+diesel::table! {
+    api_keys (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        #[max_length = 20]
+        prefix -> Varchar,
+        secret_hash -> Bytea,
+        scopes -> Array<Text>,
+        expires_at -> Nullable<Timestamptz>,
+        last_used_at -> Nullable<Timestamptz>,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    directory_generation (only_row) {
+        only_row -> Bool,
+        generation -> Int8,
+    }
+}
+
+diesel::table! {
+    early_acks (session_id, waha_message_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        ack -> Int2,
+        at -> Timestamptz,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    event_cursors (name) {
+        name -> Text,
+        xact -> Int8,
+        seq -> Int8,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    events (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        seq -> Int8,
+        xact -> Int8,
+        #[sql_name = "type"]
+        type_ -> Text,
+        at -> Timestamptz,
+        session_id -> Nullable<Uuid>,
+        message_id -> Nullable<Uuid>,
+        data -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    idempotency_keys (tenant_id, operation, key) {
+        tenant_id -> Uuid,
+        operation -> Text,
+        #[max_length = 255]
+        key -> Varchar,
+        fingerprint -> Bytea,
+        resource_id -> Uuid,
+        status_code -> Int2,
+        response -> Bytea,
+        sealed -> Bool,
+        created_at -> Timestamptz,
+        expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    lanes (session_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        waha_server_id -> Uuid,
+        ready_at -> Nullable<Timestamptz>,
+        in_flight -> Nullable<Uuid>,
+        fence -> Int8,
+        claimed_fence -> Int8,
+        lease_until -> Nullable<Timestamptz>,
+        next_slot_at -> Timestamptz,
+        paused_because -> Nullable<Text>,
+        queued -> Int4,
+        min_gap_ms -> Int4,
+        jitter_ms -> Int4,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_transitions (tenant_id, message_id, id) {
+        tenant_id -> Uuid,
+        message_id -> Uuid,
+        id -> Int8,
+        status -> Text,
+        at -> Timestamptz,
+        cause -> Text,
+        attempt -> Nullable<Int4>,
+    }
+}
+
+diesel::table! {
+    messages (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        session_id -> Uuid,
+        seq -> Int8,
+        direction -> Text,
+        status -> Text,
+        priority -> Int2,
+        #[max_length = 50]
+        message_type -> Varchar,
+        chat_id -> Text,
+        #[max_length = 20]
+        to_msisdn -> Nullable<Varchar>,
+        #[max_length = 20]
+        from_msisdn -> Nullable<Varchar>,
+        body -> Nullable<Text>,
+        media_url -> Nullable<Text>,
+        reply_to -> Nullable<Uuid>,
+        metadata -> Jsonb,
+        raw_payload -> Nullable<Jsonb>,
+        #[max_length = 255]
+        waha_message_id -> Nullable<Varchar>,
+        ack -> Nullable<Int2>,
+        attempts -> Int4,
+        attempt_open -> Bool,
+        worker_deaths -> Int2,
+        error_code -> Nullable<Text>,
+        error_message -> Nullable<Text>,
+        scheduled_at -> Nullable<Timestamptz>,
+        expires_at -> Nullable<Timestamptz>,
+        handed_over_at -> Nullable<Timestamptz>,
+        sent_at -> Nullable<Timestamptz>,
+        delivered_at -> Nullable<Timestamptz>,
+        read_at -> Nullable<Timestamptz>,
+        played_at -> Nullable<Timestamptz>,
+        failed_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    platform_keys (id) {
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        #[max_length = 20]
+        prefix -> Varchar,
+        secret_hash -> Bytea,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    spool (id) {
+        id -> Int8,
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        waha_server_id -> Uuid,
+        received_at -> Timestamptz,
+        body -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    tenants (id) {
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        status -> Text,
+        description -> Nullable<Text>,
+        settings -> Jsonb,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    users (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 255]
+        email -> Varchar,
+        password_hash -> Text,
+        #[max_length = 50]
+        first_name -> Varchar,
+        #[max_length = 50]
+        last_name -> Varchar,
+        role -> Text,
+        is_active -> Bool,
+        last_login_at -> Nullable<Timestamptz>,
+        preferences -> Jsonb,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    waha_servers (id) {
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        base_url -> Text,
+        api_key_sealed -> Bytea,
+        engine -> Text,
+        capacity -> Int4,
+        sessions -> Int4,
+        draining -> Bool,
+        health -> Text,
+        waha_version -> Nullable<Text>,
+        start_timestamp -> Nullable<Int8>,
+        last_seen_at -> Nullable<Timestamptz>,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    waha_sessions (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        #[max_length = 255]
+        external_session_id -> Varchar,
+        waha_server_id -> Uuid,
+        status -> Text,
+        status_at -> Timestamptz,
+        desired -> Text,
+        engine -> Text,
+        webhook_key_sealed -> Bytea,
+        #[max_length = 20]
+        phone -> Nullable<Varchar>,
+        push_name -> Nullable<Text>,
+        pacing -> Jsonb,
+        config -> Jsonb,
+        metadata -> Jsonb,
+        last_activity_at -> Nullable<Timestamptz>,
+        error_message -> Nullable<Text>,
+        qr_shown -> Int2,
+        qr_expires_at -> Nullable<Timestamptz>,
+        reconcile_at -> Nullable<Timestamptz>,
+        reconcile_failures -> Int4,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    webhook_attempts (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        delivery_id -> Uuid,
+        endpoint_id -> Uuid,
+        event_id -> Uuid,
+        attempt -> Int4,
+        at -> Timestamptz,
+        duration_ms -> Int4,
+        response_status -> Nullable<Int2>,
+        error -> Nullable<Text>,
+        response_body -> Nullable<Text>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    webhook_deliveries (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        endpoint_id -> Uuid,
+        event_id -> Uuid,
+        status -> Text,
+        attempts -> Int4,
+        next_attempt_at -> Timestamptz,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    webhook_endpoints (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        url -> Text,
+        event_types -> Array<Text>,
+        description -> Nullable<Text>,
+        enabled -> Bool,
+        disabled_because -> Nullable<Text>,
+        secret_sealed -> Bytea,
+        failing_since -> Nullable<Timestamptz>,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::joinable!(api_keys -> tenants (tenant_id));
+diesel::joinable!(events -> tenants (tenant_id));
+diesel::joinable!(lanes -> waha_servers (waha_server_id));
+diesel::joinable!(users -> tenants (tenant_id));
+diesel::joinable!(waha_sessions -> tenants (tenant_id));
+diesel::joinable!(waha_sessions -> waha_servers (waha_server_id));
+diesel::joinable!(webhook_endpoints -> tenants (tenant_id));
+
+diesel::allow_tables_to_appear_in_same_query!(
+    api_keys,
+    directory_generation,
+    early_acks,
+    event_cursors,
+    events,
+    idempotency_keys,
+    lanes,
+    message_transitions,
+    messages,
+    platform_keys,
+    spool,
+    tenants,
+    users,
+    waha_servers,
+    waha_sessions,
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_endpoints,
+);

@@ -50,7 +50,8 @@ struct Next {
 }
 
 // Those that have waited longest go first: between lanes of the same moment that is taking turns.
-const LOCK_DUE: &str = "SELECT session_id FROM lanes WHERE ready_at <= $1 ORDER BY ready_at LIMIT $2 FOR UPDATE SKIP LOCKED";
+const LOCK_DUE: &str =
+    "SELECT session_id FROM lanes WHERE ready_at <= $1 ORDER BY ready_at LIMIT $2 FOR UPDATE SKIP LOCKED";
 
 // A statement of its own, so that its snapshot is younger than the locks and sees all that was accepted before them.
 // `queued` is set right where it is known for certain: nothing waits.
@@ -82,12 +83,8 @@ RETURNING l.tenant_id, l.session_id, l.waha_server_id, l.in_flight, l.fence";
 /// When the database does not answer; nothing was taken then.
 pub async fn take_due(db: &Db, now: DateTime<Utc>, lease: TimeDelta, most: i64) -> Result<Due, DbError> {
     db.system(async |conn| {
-        let due: Vec<Lane> = sql(LOCK_DUE)
-            .bind::<Timestamptz, _>(now)
-            .bind::<BigInt, _>(most)
-            .prepared()
-            .load(&mut **conn)
-            .await?;
+        let due: Vec<Lane> =
+            sql(LOCK_DUE).bind::<Timestamptz, _>(now).bind::<BigInt, _>(most).prepared().load(&mut **conn).await?;
         let more = i64::try_from(due.len()).unwrap_or(i64::MAX) >= most;
         let sessions: Vec<_> = due.into_iter().map(|lane| lane.session_id).collect();
         let turns: Vec<Turn> = if sessions.is_empty() {
@@ -109,8 +106,12 @@ pub async fn take_due(db: &Db, now: DateTime<Utc>, lease: TimeDelta, most: i64) 
             .into_iter()
             .filter_map(|turn| {
                 let message_id = turn.in_flight?;
-                let reference =
-                    OutboundRef { message_id, session_id: turn.session_id, tenant_id: turn.tenant_id, fence: turn.fence };
+                let reference = OutboundRef {
+                    message_id,
+                    session_id: turn.session_id,
+                    tenant_id: turn.tenant_id,
+                    fence: turn.fence,
+                };
                 Some((turn.waha_server_id, reference))
             })
             .collect();

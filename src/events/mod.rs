@@ -5,6 +5,7 @@
 //! [`fan_out`] hands them to webhook endpoints and to live streams.
 
 pub mod fan_out;
+pub mod live;
 pub mod log;
 pub mod query;
 pub mod types;

@@ -112,17 +112,10 @@ pub(super) async fn authenticate(
     let pattern = request.match_pattern();
     let public = pattern.as_deref().is_none_or(|pattern| PUBLIC.contains(&pattern));
     if !public {
-        match caller(request.request()).await {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-            }
-            Err(problem) => {
-                let response = actix_web::HttpResponse::from_error(problem);
-                return Ok(request.into_response(response).map_into_right_body());
-            }
-        }
+        let caller = caller(request.request()).await?;
+        request.extensions_mut().insert(caller);
     }
-    Ok(next.call(request).await?.map_into_left_body())
+    next.call(request).await
 }
 
 fn credential(request: &HttpRequest) -> Option<&str> {

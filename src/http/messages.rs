@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
-use super::{Body, Caller, Code, Cursor, FieldError, MaybeIdempotencyKey, Page, Path, Problem, parse_query, query_pairs};
+use super::{
+    Body, Caller, Code, Cursor, FieldError, MaybeIdempotencyKey, Page, Path, Problem, parse_query, query_pairs,
+};
 use crate::app::App;
-use crate::db::DbError;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::recipient::{ChatId, InvalidRecipient};
 use crate::domain::status::Status;
@@ -172,7 +173,9 @@ pub(super) async fn send(
     let accepted = app.acceptor.accept(&app, draft).await?;
     metrics::counter!("switchboard_messages_accepted_total").increment(u64::from(!accepted.replayed));
     let mut response = HttpResponse::Accepted();
-    response.content_type("application/json").insert_header((header::LOCATION, format!("/v1/messages/{}", accepted.id)));
+    response
+        .content_type("application/json")
+        .insert_header((header::LOCATION, format!("/v1/messages/{}", accepted.id)));
     if accepted.replayed {
         response.insert_header(("Idempotency-Replayed", "true"));
     }
@@ -230,7 +233,8 @@ impl ListMessages {
         };
         for (field, value, direction) in [("to", self.to, "outbound"), ("from", self.from, "inbound")] {
             let Some(value) = value else { continue };
-            let chat = ChatId::parse(&value).map_err(|fault| Problem::invalid(field, "invalid_recipient", fault.to_string()))?;
+            let chat = ChatId::parse(&value)
+                .map_err(|fault| Problem::invalid(field, "invalid_recipient", fault.to_string()))?;
             match (chat.phone(), field) {
                 (Some(phone), "to") => filter.to = Some(phone),
                 (Some(phone), _) => filter.from = Some(phone),
@@ -257,7 +261,7 @@ struct MessageList<'a> {
 /// List messages
 ///
 /// Newest first, in both directions. Narrow the list by the parameters, and by your own data with `metadata.<key>=<value>`.
-#[utoipa::path(get, path = "/v1/messages", tag = "Messages", operation_id = "list_messages", params(ListMessages),
+#[utoipa::path(get, path = "/v1/messages", tag = "Messages", operation_id = "list_messages", params(super::messages::ListMessages),
     responses((status = 200, description = "A page of messages", body = MessageList<'_>)))]
 pub(super) async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesRead)?;

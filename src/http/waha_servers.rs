@@ -198,9 +198,8 @@ async fn list(app: web::Data<App>, caller: Caller, page: Page) -> Result<impl Re
 async fn get(app: web::Data<App>, caller: Caller, id: Path<WahaServerId>) -> Result<HttpResponse, Problem> {
     caller.platform()?;
     let parts = App::clone(&app);
-    let found = app
-        .detached(async move { parts.db.system(async move |conn| servers::find(conn, id.0).await).await })
-        .await??;
+    let found =
+        app.detached(async move { parts.db.system(async move |conn| servers::find(conn, id.0).await).await }).await??;
     let server = found.ok_or_else(Problem::not_found)?;
     Ok(versioned(&server, server.version))
 }

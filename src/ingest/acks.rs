@@ -74,7 +74,11 @@ pub async fn apply(conn: &mut AsyncPgConnection, chance: &Chance, acks: Vec<AckE
 ///
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
-pub async fn apply_early(conn: &mut AsyncPgConnection, chance: &Chance, messages: &[&MessageRow]) -> Result<(), DbError> {
+pub async fn apply_early(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    messages: &[&MessageRow],
+) -> Result<(), DbError> {
     let (mut sessions, mut ids) = (Vec::new(), Vec::new());
     for message in messages {
         if let Some(id) = message.waha_message_id.as_deref() {
@@ -85,11 +89,9 @@ pub async fn apply_early(conn: &mut AsyncPgConnection, chance: &Chance, messages
     if sessions.is_empty() {
         return Ok(());
     }
-    let kept: Vec<EarlyAck> = sql(
-        "DELETE FROM early_acks e USING unnest($1, $2) AS i (session_id, id) \
+    let kept: Vec<EarlyAck> = sql("DELETE FROM early_acks e USING unnest($1, $2) AS i (session_id, id) \
          WHERE e.session_id = i.session_id AND e.waha_message_id = i.id \
-         RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at",
-    )
+         RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at")
     .bind::<Array<SqlUuid>, _>(sessions)
     .bind::<Array<Text>, _>(ids)
     .prepared()
@@ -105,11 +107,9 @@ pub async fn apply_early(conn: &mut AsyncPgConnection, chance: &Chance, messages
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
 pub async fn sweep_early(conn: &mut AsyncPgConnection, chance: &Chance, now: DateTime<Utc>) -> Result<usize, DbError> {
-    let kept: Vec<EarlyAck> = sql(
-        "DELETE FROM early_acks e USING messages m \
+    let kept: Vec<EarlyAck> = sql("DELETE FROM early_acks e USING messages m \
          WHERE m.session_id = e.session_id AND m.waha_message_id = e.waha_message_id AND m.tenant_id = e.tenant_id \
-         RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at",
-    )
+         RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at")
     .prepared()
     .load(conn)
     .await?;

@@ -92,7 +92,8 @@ async fn apply_sorted(
 fn sort(_app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
     let mut sorted = Sorted::default();
     for envelope in events {
-        let event = WebhookEvent::parse(envelope.body.as_bytes()).map_err(|fault| DbError::Refused(fault.to_string()))?;
+        let event =
+            WebhookEvent::parse(envelope.body.as_bytes()).map_err(|fault| DbError::Refused(fault.to_string()))?;
         let at = event.timestamp.unwrap_or(envelope.received_at);
         let (tenant, session) = (envelope.tenant_id, envelope.session_id);
         metrics::counter!("switchboard_ingest_events_total", "event" => label(&event.payload)).increment(1);
@@ -118,7 +119,11 @@ fn sort(_app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
                     sorted.acks.push(AckEvent { tenant, session, waha_message_id: ack.bare_id, ack: level, at });
                 }
             }
-            Payload::Ack(_) | Payload::Reaction(_) | Payload::Edited(_) | Payload::Revoked(_) | Payload::Other { .. } => {}
+            Payload::Ack(_)
+            | Payload::Reaction(_)
+            | Payload::Edited(_)
+            | Payload::Revoked(_)
+            | Payload::Other { .. } => {}
         }
     }
     sorted.statuses.sort_by_key(|observation| observation.session);

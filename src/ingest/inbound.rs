@@ -103,7 +103,13 @@ pub async fn store(
         .await?;
     let changes: Vec<Change<'_>> = rows
         .iter()
-        .map(|message| Change { message, status: Status::Received, at: now, cause: "webhook".to_owned(), attempt: None })
+        .map(|message| Change {
+            message,
+            status: Status::Received,
+            at: now,
+            cause: "webhook".to_owned(),
+            attempt: None,
+        })
         .collect();
     changes::record(conn, chance, &changes).await?;
     sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id = ANY($1) \

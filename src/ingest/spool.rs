@@ -79,7 +79,11 @@ pub async fn drain(app: &App, most: i64) -> Result<usize, DbError> {
             let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
             let events: Vec<_> = rows.into_iter().map(Row::into_event).collect();
             apply::apply_in(app, conn, &events).await?;
-            sql("DELETE FROM spool WHERE id = ANY($1)").bind::<Array<BigInt>, _>(&ids).prepared().execute(&mut **conn).await?;
+            sql("DELETE FROM spool WHERE id = ANY($1)")
+                .bind::<Array<BigInt>, _>(&ids)
+                .prepared()
+                .execute(&mut **conn)
+                .await?;
             Ok(ids.len())
         })
         .await?;

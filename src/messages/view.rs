@@ -130,7 +130,8 @@ pub struct Message<'a> {
 impl<'a> From<&'a MessageRow> for Message<'a> {
     fn from(row: &'a MessageRow) -> Self {
         let outbound = row.direction == "outbound";
-        let peer = |number: &'a Option<String>, is_peer: bool| number.as_deref().or(is_peer.then_some(row.chat_id.as_str()));
+        let peer =
+            |number: &'a Option<String>, is_peer: bool| number.as_deref().or(is_peer.then_some(row.chat_id.as_str()));
         Self {
             id: row.id,
             tenant_id: row.tenant_id,

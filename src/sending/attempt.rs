@@ -43,11 +43,16 @@ pub async fn find_way(
 /// Hands the message over, unless an earlier attempt did or may have done so where that cannot be repeated.
 pub async fn make(app: &App, claimed: &Claimed, way: Option<&Way>) -> Outcome {
     let Some(way) = way else {
-        return Outcome::Failed { error: ("session_deleted", "The session was deleted before the message left.".to_owned()) };
+        return Outcome::Failed {
+            error: ("session_deleted", "The session was deleted before the message left.".to_owned()),
+        };
     };
     if claimed.worker_deaths >= MOST_DEATHS {
         return Outcome::Failed {
-            error: ("quarantined", format!("Sending was broken off {} times; the message is set aside.", claimed.worker_deaths)),
+            error: (
+                "quarantined",
+                format!("Sending was broken off {} times; the message is set aside.", claimed.worker_deaths),
+            ),
         };
     }
     if claimed.before == Before::Doubt
@@ -117,10 +122,14 @@ fn judge(app: &App, claimed: &Claimed, outcome: SendOutcome) -> Outcome {
         SendOutcome::NotSent { why } => {
             let waits = matches!(why, NotSent::SessionNotWorking { .. } | NotSent::SessionMissing);
             if !waits && claimed.attempt >= MOST_ATTEMPTS {
-                return Outcome::Failed { error: ("undeliverable", format!("Given up after {} attempts: {why}.", claimed.attempt)) };
+                return Outcome::Failed {
+                    error: ("undeliverable", format!("Given up after {} attempts: {why}.", claimed.attempt)),
+                };
             }
             let pause = match &why {
-                NotSent::Throttled { retry_after: Some(pause) } => TimeDelta::from_std(*pause).unwrap_or(TimeDelta::hours(1)),
+                NotSent::Throttled { retry_after: Some(pause) } => {
+                    TimeDelta::from_std(*pause).unwrap_or(TimeDelta::hours(1))
+                }
                 _ if waits => TimeDelta::seconds(5) + backoff(app, claimed.attempt),
                 _ => backoff(app, claimed.attempt),
             };
@@ -131,9 +140,11 @@ fn judge(app: &App, claimed: &Claimed, outcome: SendOutcome) -> Outcome {
         }
         SendOutcome::Refused { code, detail } => Outcome::Failed { error: (code.as_str(), detail) },
         SendOutcome::Restricted { detail } => Outcome::Failed { error: ("restricted", detail) },
-        SendOutcome::Unknown { why } => {
-            Outcome::Retry { at: now + backoff(app, claimed.attempt), doubt: true, error: ("unknown_outcome", why.to_string()) }
-        }
+        SendOutcome::Unknown { why } => Outcome::Retry {
+            at: now + backoff(app, claimed.attempt),
+            doubt: true,
+            error: ("unknown_outcome", why.to_string()),
+        },
     }
 }
 

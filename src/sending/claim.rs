@@ -166,10 +166,8 @@ impl BatchWriter for Claims {
                 )
             })
             .await?;
-        let mut claimed: std::collections::HashMap<(SessionId, i64), Claimed> = rows
-            .into_iter()
-            .map(|row| ((row.session_id, row.fence), Claimed::new(row, lease_until)))
-            .collect();
+        let mut claimed: std::collections::HashMap<(SessionId, i64), Claimed> =
+            rows.into_iter().map(|row| ((row.session_id, row.fence), Claimed::new(row, lease_until))).collect();
         Ok(turns.iter().map(|turn| claimed.remove(&(turn.session_id, turn.fence))).collect())
     }
 

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use crate::app::App;
 use crate::broker::envelope::{Envelope, OutboundRef};
 use crate::broker::{ConsumeOptions, ConsumerHandle, Delivery, Queue, Verdict};
-use crate::db::group_commit::{GroupCommit, GroupCommitError};
 use crate::db::DbError;
+use crate::db::group_commit::{GroupCommit, GroupCommitError};
 use crate::domain::ids::WahaServerId;
 use crate::sending::claim::{Claimed, Claims};
 use crate::sending::outcome::{Outcome, Outcomes, Report};
@@ -132,7 +132,14 @@ impl Worker {
         }
     }
 
-    fn log(&self, claimed: &Claimed, outcome: &Outcome, server: WahaServerId, took: Duration, traceparent: Option<&str>) {
+    fn log(
+        &self,
+        claimed: &Claimed,
+        outcome: &Outcome,
+        server: WahaServerId,
+        took: Duration,
+        traceparent: Option<&str>,
+    ) {
         let (result, code) = match outcome {
             Outcome::HandedOver { .. } => ("handed_over", None),
             Outcome::Retry { doubt: false, error, .. } => ("retry", Some(error.0)),

@@ -149,7 +149,9 @@ impl BatchWriter for Outcomes {
                     .bind::<Array<BigInt>, _>(column(reports, |report| report.turn.fence))
                     .bind::<Array<Text>, _>(column(reports, |report| report.outcome.kind()))
                     .bind::<Array<Nullable<Text>>, _>(column(reports, |report| report.outcome.waha_message_id()))
-                    .bind::<Array<Nullable<Text>>, _>(column(reports, |report| report.outcome.error().map(|error| error.0)))
+                    .bind::<Array<Nullable<Text>>, _>(column(reports, |report| {
+                        report.outcome.error().map(|error| error.0)
+                    }))
                     .bind::<Array<Nullable<Text>>, _>(column(reports, |report| {
                         report.outcome.error().map(|error| error.1.as_str())
                     }))
@@ -171,7 +173,8 @@ impl BatchWriter for Outcomes {
                     })
                     .collect();
                 changes::record(conn, &self.chance, &failed).await?;
-                let now_known: Vec<&MessageRow> = rows.iter().filter(|row| row.handed_over).map(|row| &row.message).collect();
+                let now_known: Vec<&MessageRow> =
+                    rows.iter().filter(|row| row.handed_over).map(|row| &row.message).collect();
                 acks::apply_early(conn, &self.chance, &now_known).await
             })
             .await?;

@@ -208,7 +208,11 @@ impl Directory {
     ///
     /// # Errors
     /// [`DirectoryError`].
-    pub async fn session_named(&self, server: WahaServerId, name: &str) -> Result<Option<Arc<SessionEntry>>, DirectoryError> {
+    pub async fn session_named(
+        &self,
+        server: WahaServerId,
+        name: &str,
+    ) -> Result<Option<Arc<SessionEntry>>, DirectoryError> {
         let key = (server, name.to_owned());
         if let Some(entry) = self.by_name.get(&key) {
             return Ok(Some(entry));

@@ -3,9 +3,11 @@
 //! A session that is not working holds its lane: its messages wait, in order, and leave when it works again. The status, the
 //! lane and the tenant's event change in one transaction.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::db::{DbError, Prepare, sql};
@@ -36,7 +38,9 @@ pub const fn name_of(status: SessionStatus) -> Option<&'static str> {
     Some(match status {
         SessionStatus::Stopped => "stopped",
         SessionStatus::Starting => "starting",
-        SessionStatus::ScanQrCode | SessionStatus::PasskeyRequired | SessionStatus::PasskeyConfirmationRequired => "scan_qr",
+        SessionStatus::ScanQrCode | SessionStatus::PasskeyRequired | SessionStatus::PasskeyConfirmationRequired => {
+            "scan_qr"
+        }
         SessionStatus::Working => "working",
         SessionStatus::Failed => "failed",
         SessionStatus::Other => return None,
@@ -90,6 +94,60 @@ struct Observed {
     session: SessionRow,
     #[diesel(sql_type = Bool)]
     changed: bool,
+}
+
+/// What a poll found, and the version of the session that was read before WAHA was asked.
+#[derive(Debug)]
+pub struct Polled {
+    /// What was found; without a time of WAHA's.
+    pub observation: Observation,
+    /// The session's version before.
+    pub version: i64,
+}
+
+#[derive(QueryableByName)]
+struct Version {
+    #[diesel(sql_type = SqlUuid)]
+    id: SessionId,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+}
+
+/// Applies what polls found, except where the session changed since it was read: then something newer is known. Answers
+/// how many statuses changed.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn observe_polled(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    now: DateTime<Utc>,
+    polled: &[Polled],
+) -> Result<usize, DbError> {
+    let sessions: Vec<SessionId> = polled.iter().map(|polled| polled.observation.session).collect();
+    // All lanes come before everything else, in the order of their ids: so nobody waits for us in a circle.
+    sql("SELECT FROM lanes WHERE session_id = ANY($1) ORDER BY session_id FOR UPDATE")
+        .bind::<Array<SqlUuid>, _>(&sessions)
+        .prepared()
+        .execute(conn)
+        .await?;
+    let versions: Vec<Version> = sql("SELECT id, version FROM waha_sessions WHERE id = ANY($1) AND deleted_at IS NULL")
+        .bind::<Array<SqlUuid>, _>(&sessions)
+        .prepared()
+        .load(conn)
+        .await?;
+    let versions: HashMap<SessionId, i64> = versions.into_iter().map(|row| (row.id, row.version)).collect();
+    let mut current: Vec<&Observation> = polled
+        .iter()
+        .filter(|polled| versions.get(&polled.observation.session) == Some(&polled.version))
+        .map(|polled| &polled.observation)
+        .collect();
+    current.sort_by_key(|observation| observation.session);
+    let mut changed = 0;
+    for observation in current {
+        changed += usize::from(observe(conn, chance, now, observation).await?);
+    }
+    Ok(changed)
 }
 
 /// Applies `observation`, unless a later report was applied before. Answers whether the status changed.

@@ -55,7 +55,7 @@ impl Control {
     }
 
     pub(super) fn shut_down(&self) {
-        self.world.new_epoch(Duration::ZERO);
+        self.world.stop();
     }
 
     fn session(&self, name: &str) -> Result<Arc<Session>, ControlError> {
@@ -144,6 +144,21 @@ impl Control {
         ledger
     }
 
+    /// Returns the ledger as soon as it is as `enough` wants it, now or later. It copies the ledger whenever something
+    /// happens: for tests, not for benchmarks.
+    pub async fn ledger_when(&self, mut enough: impl FnMut(&Ledger) -> bool) -> Ledger {
+        let mut changed = self.world.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let ledger = self.ledger();
+            if enough(&ledger) {
+                return ledger;
+            }
+            // The sender lives as long as `self`, so waiting cannot fail.
+            drop(changed.changed().await);
+        }
+    }
+
     /// How many bubbles there are, without copying the ledger.
     #[must_use]
     pub fn seen(&self) -> usize {
@@ -173,14 +188,14 @@ impl Control {
 
     /// Returns once the session of this name is WORKING; waits for it to be created, too.
     pub async fn working(&self, session: &str) {
-        let mut created = self.world.created.subscribe();
+        let mut changed = self.world.changed.subscribe();
         loop {
-            created.mark_unchanged();
+            changed.mark_unchanged();
             match self.world.session(session) {
                 Some(session) if session.working().await => return,
                 Some(_) => {}
                 // The sender lives as long as `self`, so waiting cannot fail.
-                None => drop(created.changed().await),
+                None => drop(changed.changed().await),
             }
         }
     }

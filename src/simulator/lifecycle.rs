@@ -113,7 +113,7 @@ pub(super) fn create(world: &Arc<World>, call: &Call) -> Answer {
         sessions.insert(Arc::clone(&session.name), Arc::clone(&session));
         session
     };
-    world.created.send_replace(());
+    world.changed.send_replace(());
     if body.get("start").and_then(Value::as_bool).unwrap_or(true) {
         session.begin(world);
     }

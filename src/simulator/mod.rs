@@ -70,6 +70,7 @@ Control endpoints (same X-Api-Key):
   GET    /_simulator/sessions                name, status, number
   POST   /_simulator/scan                    {\"session\"}                 the phone scans the QR code
   POST   /_simulator/phone-logout            {\"session\"}                 the phone removes the linked device
+  POST   /_simulator/flap                    {\"session\"}                 the connection drops and comes back
   POST   /_simulator/inbound                 {\"session\",\"from\",\"text\"}   somebody writes to the session
   POST   /_simulator/faults                  {\"rules\":[{\"endpoint\",\"session\",\"nth\",\"times\",\"probability\",\"fault\"}],\"webhooks\":{..}}
   DELETE /_simulator/faults                  no faults any more

@@ -64,6 +64,7 @@ impl Drop for PostGuard {
     fn drop(&mut self) {
         let tick = self.world.next_tick();
         lock(&self.session.mailbox).post_ends(self.index, self.status, self.world.now(), tick);
+        self.world.changed.send_replace(());
     }
 }
 
@@ -119,6 +120,7 @@ pub(super) async fn send(
         mailbox.post_made(post, index);
         (index, fresh)
     };
+    world.changed.send_replace(());
     let me = session.me();
     let me = me.as_deref().map_or("", |me| me.id.as_str());
     let shape = Shape {
@@ -185,6 +187,7 @@ async fn acked(world: &Arc<World>, session: &Arc<Session>, index: u32, ack: i8, 
     let payload = {
         let mut mailbox = lock(&session.mailbox);
         mailbox.ack(index, ack);
+        world.changed.send_replace(());
         if !session.has_acks() {
             return true;
         }
@@ -219,6 +222,7 @@ pub(super) async fn receive(
             Arrival { sequence, chat, id: &id, kind: "text", text, from_me: false, seen: true, at: now, ack: 2 };
         let _known = mailbox.arrive(&arrival);
     }
+    world.changed.send_replace(());
     let me = session.me();
     let shape = Shape {
         engine: world.engine,

@@ -226,6 +226,7 @@ impl Session {
             let payload = StatusPayload { name: &self.name, status, statuses: &inner.history };
             serde_json::to_string(&payload).unwrap_or_default()
         };
+        world.changed.send_replace(());
         webhooks::emit(world, self, &[Event::SessionStatus], &payload);
         true
     }

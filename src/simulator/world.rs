@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -35,8 +35,9 @@ pub(super) struct World {
     pub runtime: Handle,
     pub poster: reqwest::Client,
     pub faults: Faults,
-    /// Changes with every session that is created.
-    pub created: watch::Sender<()>,
+    /// Wakes whoever waits for something to happen here.
+    pub changed: watch::Sender<()>,
+    stopped: AtomicBool,
     time_scale: f64,
     sessions: RwLock<HashMap<Arc<str>, Arc<Session>>>,
     mailboxes: RwLock<HashMap<Arc<str>, Arc<Mutex<Mailbox>>>>,
@@ -95,7 +96,8 @@ impl World {
             runtime: Handle::current(),
             poster,
             faults: Faults::default(),
-            created: watch::Sender::new(()),
+            changed: watch::Sender::new(()),
+            stopped: AtomicBool::new(false),
             time_scale: if config.time_scale > 0.0 { config.time_scale } else { 1.0 },
             sessions: RwLock::default(),
             mailboxes: RwLock::default(),
@@ -199,6 +201,16 @@ impl World {
         self.down_until.store(now.saturating_add(down), Ordering::Relaxed);
         let started = self.started_at().saturating_add(1).max(now.saturating_add(down));
         self.started_at.store(started, Ordering::Relaxed);
+    }
+
+    /// Nothing is posted any more.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.new_epoch(Duration::ZERO);
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     pub fn is_down(&self) -> bool {

@@ -68,6 +68,8 @@ async fn the_talkative_number_replies_and_the_slow_one_is_slow() {
     let bench = Bench::start(Engine::Noweb).await;
     bench.working("main").await;
     bench.send("main", "15550100007", "are you there", ID).await;
+    let read = bench.simulator.control().ledger_when(|ledger| ledger.entries.iter().any(|entry| entry.ack == 3)).await;
+    assert_eq!(read.entries[0].text, "are you there");
     let reply = bench.receiver.wait("a reply", |hook| hook.event() == "message").await;
     assert_eq!(reply.body["payload"]["from"], "15550100007@c.us");
     assert_eq!(reply.body["payload"]["body"], "Reply to: are you there");

@@ -6,6 +6,7 @@ mod messages;
 mod openapi;
 mod receiver;
 mod sessions;
+mod two_readings;
 mod webhooks;
 
 use reqwest::{Client, Method, RequestBuilder, Response};

@@ -90,10 +90,8 @@ impl Receiver {
         let mut seen = self.shared.seen.subscribe();
         let enough = |hooks: &Vec<Hook>| hooks.iter().filter(|hook| fits(hook)).count() >= count;
         let reached = tokio::time::timeout(Duration::from_secs(20), seen.wait_for(enough)).await;
-        let hooks = match reached {
-            Ok(hooks) => hooks.unwrap().clone(),
-            Err(_) => panic!("no webhook: {what}"),
-        };
+        assert!(reached.is_ok(), "no webhook: {what}");
+        let hooks = reached.unwrap().unwrap().clone();
         hooks.into_iter().filter(|hook| fits(hook)).take(count).collect()
     }
 }

@@ -1,0 +1,141 @@
+//! Creating a session: a place on a WAHA server, and the rows.
+//!
+//! Guarantee: place and rows are one transaction, so no server gets more sessions than its capacity and none is counted that
+//! does not exist. WAHA is not asked; that is the reconciler's work.
+
+use diesel::sql_types::{Binary, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use serde_json::Value;
+
+use crate::app::App;
+use crate::db::{DbError, Prepare, SystemConn, sql};
+use crate::domain::ids::{SessionId, TenantId};
+use crate::sessions::directory::webhook_key_purpose;
+use crate::sessions::servers;
+use crate::sessions::view::{Pacing, SessionRow, session_columns};
+use crate::waha::Engine;
+
+/// The name of the unique constraint on names.
+const NAME_TAKEN: &str = "waha_sessions_name";
+
+/// What a new session is to be.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// The tenant's name for it: 1 to 100 characters, unique among the tenant's sessions.
+    pub name: String,
+    /// The engine to run it on; `None` takes whatever has most room.
+    pub engine: Option<Engine>,
+    /// Whether it is started as soon as it exists.
+    pub start: bool,
+    /// How fast its messages may leave.
+    pub pacing: Pacing,
+    /// The tenant's own settings of the session: an object.
+    pub config: Value,
+    /// The tenant's own data: an object.
+    pub metadata: Value,
+}
+
+/// Why a session is not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// No WAHA server has room.
+    #[error("no WAHA server{} has room for another session", match .0 { Some(engine) => format!(" with the engine {engine}"), None => String::new() })]
+    NoRoom(Option<Engine>),
+    /// The tenant has a session of this name.
+    #[error("a session of this name exists")]
+    NameTaken,
+    /// The database said no.
+    #[error(transparent)]
+    Database(DbError),
+}
+
+impl From<DbError> for CreateError {
+    fn from(fault: DbError) -> Self {
+        if fault.is_duplicate_of(NAME_TAKEN) { Self::NameTaken } else { Self::Database(fault) }
+    }
+}
+
+// status_at is on WAHA's clock, which may be behind ours: any first report is later than the epoch.
+const INSERT: &str = concat!(
+    "\
+WITH s AS (
+    INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, status_at, desired, engine,
+                               webhook_key_sealed, pacing, config, metadata, reconcile_at, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, 'epoch', $8, $9, $10, $11, $12, $13, $14, $7, $7)
+    RETURNING *
+), l AS (
+    INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, paused_because, min_gap_ms, jitter_ms,
+                       created_at, updated_at)
+    SELECT s.tenant_id, s.id, s.waha_server_id, $7, 'session_not_working', $15, $16, $7, $7 FROM s
+    RETURNING *
+)
+SELECT ",
+    session_columns!(),
+    " FROM s JOIN l ON l.tenant_id = s.tenant_id AND l.session_id = s.id"
+);
+
+/// Creates a session of `tenant` in a transaction of its own.
+///
+/// # Errors
+/// [`CreateError`].
+pub async fn create(app: &App, tenant: TenantId, new: NewSession) -> Result<SessionRow, CreateError> {
+    let created = app.db.system(async |conn| create_in(conn, app, tenant, &new).await).await?;
+    announce(app).await;
+    Ok(created)
+}
+
+/// Creates a session of `tenant` in the transaction of `conn`; [`announce`] it after the commit.
+///
+/// # Errors
+/// [`CreateError`]; the transaction then must not be committed.
+pub async fn create_in(
+    conn: &mut SystemConn,
+    app: &App,
+    tenant: TenantId,
+    new: &NewSession,
+) -> Result<SessionRow, CreateError> {
+    let now = app.clock.now();
+    let id = SessionId::fresh(now, &app.chance);
+    let place = servers::place(conn, new.engine, now).await?;
+    let (server, engine) = place.ok_or(CreateError::NoRoom(new.engine))?;
+    let key = hex::encode(app.chance.bytes::<32>());
+    let sealed = app.sealer.seal(&webhook_key_purpose(id), key.as_bytes());
+    let (status, desired) = if new.start { ("starting", "started") } else { ("stopped", "stopped") };
+    let mut narrowed = conn.narrow_to(tenant).await?;
+    let row = sql(INSERT)
+        .bind::<SqlUuid, _>(tenant)
+        .bind::<SqlUuid, _>(id)
+        .bind::<Text, _>(&new.name)
+        .bind::<Text, _>(format!("sb_{}", id.0.simple()))
+        .bind::<SqlUuid, _>(server)
+        .bind::<Text, _>(status)
+        .bind::<Timestamptz, _>(now)
+        .bind::<Text, _>(desired)
+        .bind::<Text, _>(engine.as_str())
+        .bind::<Binary, _>(sealed)
+        .bind::<Jsonb, _>(pacing_json(new.pacing))
+        .bind::<Jsonb, _>(&new.config)
+        .bind::<Jsonb, _>(&new.metadata)
+        .bind::<Nullable<Timestamptz>, _>(new.start.then_some(now))
+        .bind::<Integer, _>(new.pacing.min_gap_ms)
+        .bind::<Integer, _>(new.pacing.jitter_ms)
+        .prepared()
+        .get_result(&mut *narrowed)
+        .await
+        .map_err(DbError::from)?;
+    narrowed.widen().await?;
+    Ok(row)
+}
+
+fn pacing_json(pacing: Pacing) -> Value {
+    // Two numbers always serialise.
+    serde_json::to_value(pacing).unwrap_or_default()
+}
+
+/// Lets this node see what was just committed: its caches forget, and its reconciler looks.
+pub async fn announce(app: &App) {
+    if let Err(fault) = app.generation.refresh(&app.db).await {
+        tracing::debug!(%fault, "the caches are refreshed a little later");
+    }
+    app.wake.sessions.notify_one();
+}

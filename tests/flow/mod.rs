@@ -1,0 +1,4 @@
+//! The way of a message, end to end.
+
+mod first_message;
+mod two_nodes;

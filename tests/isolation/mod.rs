@@ -1,0 +1,1 @@
+//! No tenant can see or touch another tenant's rows: the database itself refuses.

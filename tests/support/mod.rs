@@ -1,0 +1,17 @@
+//! What tests share: a database of their own, processes, faults on the wire, and waiting without sleeping.
+#![allow(dead_code, unused_imports, reason = "a helper is kept for the tests that will need it")]
+
+pub mod database;
+pub mod process;
+pub mod proxy;
+pub mod receiver;
+mod selftest;
+pub mod wait;
+pub mod world;
+
+pub use database::TestDb;
+pub use process::{Process, free_port};
+pub use proxy::TcpProxy;
+pub use receiver::{Answer, Receiver};
+pub use wait::eventually;
+pub use world::World;
