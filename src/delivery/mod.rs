@@ -20,3 +20,16 @@ pub mod replay;
 pub mod schedule;
 pub mod sign;
 pub mod worker;
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+
+/// Tells the metrics' recorder what the metrics of events and webhooks mean.
+pub fn describe_metrics() {
+    describe_counter!("switchboard_events_fanned_out_total", "Events handed to endpoints and live streams");
+    describe_gauge!("switchboard_fan_out_lag_seconds", "Age of the oldest event of the latest batch that was fanned out");
+    describe_histogram!("switchboard_fan_out_seconds", "Handing on a batch of events, in seconds");
+    describe_counter!("switchboard_webhook_deliveries_total", "Deliveries made by the fan-out");
+    describe_counter!("switchboard_webhook_attempts_total", "Webhook attempts, by outcome");
+    describe_histogram!("switchboard_webhook_attempt_seconds", "A webhook attempt from request to answer, in seconds");
+    describe_gauge!("switchboard_webhook_backlog", "Webhook deliveries that are due and not in flight");
+}

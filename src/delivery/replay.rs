@@ -109,7 +109,7 @@ pub async fn test(app: &App, conn: &mut TenantConn, endpoint: EndpointId) -> Res
         at: now,
         session_id: None,
         message_id: None,
-        data: endpoints::to_json(&target),
+        data: format!(r#"{{"endpoint_id":"{endpoint}"}}"#),
     };
     log::append(conn, &[ping]).await?;
     sql("INSERT INTO webhook_deliveries (tenant_id, id, endpoint_id, event_id, next_attempt_at, created_at, updated_at) \
@@ -154,13 +154,15 @@ struct Renewed {
 /// [`EndpointError::NotFound`], [`EndpointError::Disabled`], [`EndpointError::Invalid`] and [`EndpointError::Db`].
 pub async fn replay(app: &App, tenant: TenantId, endpoint: EndpointId, replay: Replay) -> Result<u64, EndpointError> {
     let now = app.clock.now();
-    let until = replay.until.unwrap_or(now);
+    // Nothing happened before the epoch, nor after now; far beyond either a time means nothing to Postgres.
+    let replay = Replay { since: replay.since.max(DateTime::UNIX_EPOCH), ..replay };
+    let until = replay.until.map_or(now + SKEW, |until| until.min(now + SKEW));
     if until <= replay.since {
-        return Err(EndpointError::Invalid {
-            field: "until",
-            code: "invalid_value",
-            message: "must be later than `since`".to_owned(),
-        });
+        let (field, rule) = match replay.until {
+            Some(until) if until <= replay.since => ("until", "must be later than `since`"),
+            _ => ("since", "must not be in the future"),
+        };
+        return Err(EndpointError::Invalid { field, code: "out_of_range", message: rule.to_owned() });
     }
     // An event's id is made when it is written, so none that happened since has an id from before.
     let mut after = first_id_at(replay.since - SKEW);

@@ -86,9 +86,11 @@ impl Worker {
                 tidied = Some(tokio::time::Instant::now());
                 self.tidy().await;
             }
+            let began = tokio::time::Instant::now();
             let pause = match self.step().await {
                 Ok(claimed) if claimed >= BATCH => continue,
-                Ok(_) => poll,
+                // With very many endpoints waiting for a retry a look takes a while; then look less often.
+                Ok(_) => poll.max(began.elapsed() * 4),
                 Err(fault) => {
                     tracing::warn!(%fault, "webhook deliveries could not be claimed");
                     poll.max(Duration::from_secs(1))

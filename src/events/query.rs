@@ -124,13 +124,14 @@ pub async fn list(
     patterns: &[String],
     limit: i64,
 ) -> Result<Option<Vec<Event>>, DbError> {
+    // Beyond these no event can be, and far beyond them a time means nothing to Postgres.
+    let within = |at: DateTime<Utc>| at.clamp(DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + TimeDelta::days(1_000_000));
     let (start, since) = match after {
-        After::Position(position) => (Some(position), DateTime::<Utc>::MIN_UTC),
-        After::Event(id) => (position_of(conn, id).await?, DateTime::<Utc>::MIN_UTC),
-        After::Time(at) => (Some(position_before(conn, at).await?), at),
+        After::Position(position) => (Some(position), DateTime::UNIX_EPOCH),
+        After::Event(id) => (position_of(conn, id).await?, DateTime::UNIX_EPOCH),
+        After::Time(at) => (Some(position_before(conn, within(at)).await?), within(at)),
     };
     let Some(start) = start else { return Ok(None) };
-    let since = since.max(DateTime::<Utc>::UNIX_EPOCH);
     let patterns = if patterns.is_empty() { vec!["*"] } else { patterns.iter().map(String::as_str).collect() };
     let events = sql("SELECT id, type AS kind, at, data, xact, seq FROM events \
          WHERE tenant_id = $1 AND (xact, seq) > ($2, $3) \

@@ -10,6 +10,7 @@
 mod api_keys;
 mod body;
 mod caller;
+mod events;
 mod hooks;
 pub mod idempotency;
 mod messages;
@@ -22,6 +23,7 @@ pub mod problem;
 mod rules;
 mod tenants;
 mod waha_servers;
+mod webhook_endpoints;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -152,6 +154,8 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
         web::scope("/v1")
             .wrap(from_fn(caller::authenticate))
             .configure(messages::routes)
+            .configure(webhook_endpoints::routes)
+            .configure(events::routes)
             .configure(tenants::routes)
             .configure(waha_servers::routes)
             .configure(api_keys::routes)

@@ -37,6 +37,8 @@ struct Base;
 fn parts() -> Vec<utoipa::openapi::OpenApi> {
     vec![
         super::messages::openapi(),
+        super::webhook_endpoints::openapi(),
+        super::events::openapi(),
         super::hooks::openapi(),
         super::own_tenant::openapi(),
         super::api_keys::openapi(),

@@ -3,5 +3,6 @@
 mod endpoints;
 mod events;
 mod guard;
+mod http;
 mod support;
 mod worker;

@@ -26,6 +26,9 @@ use tokio::sync::{Semaphore, watch};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// May act for every tenant.
+pub const PLATFORM_KEY: &str = "a-platform-key-for-tests";
+
 /// Where databases are made; the role needs CREATEDB and CREATEROLE.
 fn server() -> String {
     std::env::var("TEST_DATABASE_URL")
@@ -76,6 +79,7 @@ fn node(url: &str, private: bool, clock: Clock) -> App {
         ("DATABASE_MAX_CONNECTIONS", "6"),
         ("AMQP_URL", "amqp://nobody@127.0.0.1:1"),
         ("SWITCHBOARD_MASTER_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ("SWITCHBOARD_PLATFORM_KEY", PLATFORM_KEY),
         ("SWITCHBOARD_ALLOW_PRIVATE_TARGETS", if private { "true" } else { "false" }),
     ];
     let settings: BTreeMap<_, _> =
