@@ -31,9 +31,13 @@ async fn two_processes_send_500_messages_over_20_sessions_each_once_and_in_order
         }
     });
     futures_util::future::join_all(accepted).await;
-    let ledger = tokio::time::timeout(PATIENCE, world.simulator.control().ledger_when(|ledger| {
-        ledger.entries.iter().filter(|entry| entry.seen).count() >= MESSAGES
-    }))
+    let ledger = tokio::time::timeout(
+        PATIENCE,
+        world
+            .simulator
+            .control()
+            .ledger_when(|ledger| ledger.entries.iter().filter(|entry| entry.seen).count() >= MESSAGES),
+    )
     .await
     .expect("all messages to be seen");
 
@@ -45,7 +49,6 @@ async fn two_processes_send_500_messages_over_20_sessions_each_once_and_in_order
     assert_eq!(ledger.posts.len(), MESSAGES, "nothing was posted twice");
 
     let both = [&first, &second].map(|node| node.process.output().matches("message attempt").count());
-    println!("attempts by process: {both:?}");
     assert!(both.iter().all(|attempts| *attempts > 0), "both processes sent: {both:?}");
     let list = tenant.get("/v1/messages?limit=1").await.expect(StatusCode::OK);
     assert_eq!(text(&list["data"][0], "direction"), "outbound");
