@@ -21,6 +21,7 @@ mod own_tenant;
 mod params;
 pub mod problem;
 mod rules;
+mod sessions;
 mod tenants;
 mod waha_servers;
 mod webhook_endpoints;
@@ -154,6 +155,7 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
         web::scope("/v1")
             .wrap(from_fn(caller::authenticate))
             .configure(messages::routes)
+            .configure(sessions::routes)
             .configure(webhook_endpoints::routes)
             .configure(events::routes)
             .configure(tenants::routes)

@@ -37,6 +37,7 @@ struct Base;
 fn parts() -> Vec<utoipa::openapi::OpenApi> {
     vec![
         super::messages::openapi(),
+        super::sessions::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
         super::hooks::openapi(),
