@@ -9,7 +9,8 @@ use crate::domain::ids::WahaServerId;
 use crate::sending::claim::{Before, Claimed};
 use crate::sending::outcome::Outcome;
 use crate::sessions::directory::{ServerEntry, SessionEntry};
-use crate::waha::{CallError, NotSent, SendOutcome, SendText};
+use crate::sessions::status;
+use crate::waha::{CallError, NotSent, SendOutcome, SendText, SessionStatus};
 
 /// Attempts that certainly sent nothing, at the most. A session that is not working costs none.
 const MOST_ATTEMPTS: i32 = 8;
@@ -111,7 +112,22 @@ async fn send(app: &App, claimed: &Claimed, way: &Way) -> Outcome {
     };
     let request_id = claimed.turn.message_id.to_string();
     let outcome = app.waha.send_text(&way.server.server, &text, timeout, Some(&request_id)).await;
+    if let SendOutcome::NotSent { why: NotSent::SessionNotWorking { .. } | NotSent::SessionMissing } = &outcome {
+        note_session(app, claimed, &outcome).await;
+    }
     judge(app, claimed, outcome)
+}
+
+/// The send knows better than the database how the session is: its lane waits until it works again.
+async fn note_session(app: &App, claimed: &Claimed, outcome: &SendOutcome) {
+    let status = match outcome {
+        SendOutcome::NotSent { why: NotSent::SessionNotWorking { status } } => *status,
+        _ => SessionStatus::Stopped,
+    };
+    let noted = status::found_not_working(app, claimed.turn.tenant_id, claimed.turn.session_id, status).await;
+    if let Err(fault) = noted {
+        tracing::debug!(session_id = %claimed.turn.session_id, %fault, "sending: a session's status could not be noted");
+    }
 }
 
 /// What the tenant and the lane make of what the attempt proved.
@@ -133,9 +149,6 @@ fn judge(app: &App, claimed: &Claimed, outcome: SendOutcome) -> Outcome {
                 _ if waits => TimeDelta::seconds(5) + backoff(app, claimed.attempt),
                 _ => backoff(app, claimed.attempt),
             };
-            if waits {
-                app.wake.sessions.notify_one();
-            }
             Outcome::Retry { at: now + pause, doubt: false, error: ("not_sent", why.to_string()) }
         }
         SendOutcome::Refused { code, detail } => Outcome::Failed { error: (code.as_str(), detail) },

@@ -224,6 +224,15 @@ pub async fn update(
          version = version + 1, updated_at = $8 WHERE id = $1 RETURNING",
         ""
     );
+    if change.base_url.is_some() || change.api_key_sealed.is_some() {
+        // Behind another address there may be another server, which knows nothing of the sessions.
+        sql("UPDATE waha_sessions SET reconcile_at = least(reconcile_at, $2) WHERE waha_server_id = $1 AND deleted_at IS NULL")
+            .bind::<SqlUuid, _>(id)
+            .bind::<Timestamptz, _>(now)
+            .prepared()
+            .execute(&mut **conn)
+            .await?;
+    }
     Ok(sql(text)
         .bind::<SqlUuid, _>(id)
         .bind::<Nullable<Text>, _>(&change.name)

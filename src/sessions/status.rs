@@ -10,6 +10,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use crate::app::App;
 use crate::db::{DbError, Prepare, sql};
 use crate::domain::chance::Chance;
 use crate::domain::ids::{EventId, SessionId, TenantId};
@@ -202,4 +203,30 @@ pub async fn observe(
         log::append(conn, &[event]).await?;
     }
     Ok(observed.changed)
+}
+
+/// A send found the session in `status`, whatever the database says: takes note, so that its messages wait, and has it looked
+/// at now.
+///
+/// # Errors
+/// When the database does not answer; the next poll finds the same.
+pub async fn found_not_working(app: &App, tenant: TenantId, session: SessionId, status: SessionStatus) -> Result<(), DbError> {
+    let now = app.clock.now();
+    let observation = Observation { tenant, session, status, reported_at: None, me: None };
+    app.db
+        .system(async |conn| {
+            observe(conn, &app.chance, now, &observation).await?;
+            sql("UPDATE waha_sessions SET reconcile_at = least(reconcile_at, $3) WHERE tenant_id = $1 AND id = $2")
+                .bind::<SqlUuid, _>(tenant)
+                .bind::<SqlUuid, _>(session)
+                .bind::<Timestamptz, _>(now)
+                .prepared()
+                .execute(&mut **conn)
+                .await?;
+            Ok::<_, DbError>(())
+        })
+        .await?;
+    app.wake.sessions.notify_one();
+    app.wake.events.notify_one();
+    Ok(())
 }

@@ -34,7 +34,7 @@ async fn a_message_travels_the_whole_way_and_the_tenant_learns_of_it() {
     })
     .await;
     assert_eq!((text(&inbound, "status"), text(&inbound, "from")), ("received", "+15550100007"));
-    let received = receiver.wait_for(6).await;
+    let received = receiver.wait_for(5).await;
     let verifier = Webhook::new(text(&endpoint, "secret")).unwrap();
     let mut kinds = Vec::new();
     for webhook in &received {
@@ -46,7 +46,6 @@ async fn a_message_travels_the_whole_way_and_the_tenant_learns_of_it() {
     kinds.sort();
     let expected =
         ["message.delivered", "message.queued", "message.read", "message.received", "message.sent"].map(str::to_owned);
-    kinds.dedup();
     assert_eq!(kinds, expected);
     node.node.stop().await;
 }

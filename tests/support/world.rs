@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use switchboard::app::App;
-use switchboard::broker::{Broker, BrokerConfig};
+use switchboard::broker::{Broker, BrokerConfig, LinkState};
 use switchboard::config::Config;
 use switchboard::domain::chance::Chance;
 use switchboard::domain::clock::Clock;
@@ -139,6 +139,7 @@ impl World {
     /// Deletes this world's queues, as if somebody had wiped the broker.
     pub async fn wipe_broker(&self) {
         let broker = self.own_broker();
+        broker.state().wait_for(|state| *state == LinkState::Connected).await.unwrap();
         broker.delete_all().await.unwrap();
         broker.stop().await;
     }
@@ -163,7 +164,12 @@ impl Drop for World {
                 let url = SecretString::from(amqp_url());
                 let config = BrokerConfig { url, namespace, publish_timeout: Duration::from_secs(2), channels: 1 };
                 let broker = Broker::start(config, Chance::from_system());
-                let _gone = tokio::time::timeout(Duration::from_secs(5), broker.delete_all()).await;
+                let mut link = broker.state();
+                let deleting = async {
+                    let _connected = link.wait_for(|state| *state == LinkState::Connected).await;
+                    broker.delete_all().await
+                };
+                let _gone = tokio::time::timeout(Duration::from_secs(5), deleting).await;
             });
         });
         let _ended = cleaning.join();
