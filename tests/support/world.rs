@@ -166,7 +166,8 @@ impl Drop for World {
                 let broker = Broker::start(config, Chance::from_system());
                 let mut link = broker.state();
                 let deleting = async {
-                    let _connected = link.wait_for(|state| *state == LinkState::Connected).await;
+                    // The reference must not outlive the line: it holds the state locked.
+                    drop(link.wait_for(|state| *state == LinkState::Connected).await.map(drop));
                     broker.delete_all().await
                 };
                 let _gone = tokio::time::timeout(Duration::from_secs(5), deleting).await;
