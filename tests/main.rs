@@ -9,6 +9,7 @@
 )]
 
 mod api;
+mod broker;
 mod delivery;
 mod faults;
 mod flow;

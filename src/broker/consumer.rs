@@ -5,18 +5,14 @@
 //! so an answer that comes after a reconnect goes nowhere and the broker delivers again. A handler may therefore see a delivery
 //! twice, also at the same time as a handler of the old subscription still runs.
 
-use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
-use futures_util::{FutureExt, Stream};
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Acker, Channel};
+use lapin::Acker;
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
@@ -24,28 +20,13 @@ use tokio::time::timeout;
 use super::delivery::{ConsumeOptions, Delivery, Verdict};
 use super::link::{Link, LinkError, backoff, within};
 use super::meter;
-use super::topology::{self, Names, Queue};
+use super::subscription::{Next, Source, Subscription};
+use super::topology::Names;
 use crate::domain::chance::Chance;
 
 /// The pauses between two tries to subscribe.
 const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(100);
 const RESUBSCRIBE_MOST: Duration = Duration::from_secs(5);
-
-/// What deliveries come from.
-#[derive(Clone)]
-pub(crate) enum Source {
-    Queue(Queue),
-    Events(ShortString),
-}
-
-impl Source {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Queue(queue) => queue.kind(),
-            Self::Events(_) => "event",
-        }
-    }
-}
 
 type Each = dyn Fn(Delivery) -> BoxFuture<'static, Verdict> + Send + Sync;
 type Batch = dyn Fn(Vec<Delivery>) -> BoxFuture<'static, Vec<Verdict>> + Send + Sync;
@@ -101,6 +82,7 @@ pub(crate) struct Consumer {
 enum End {
     Stopped,
     Lost,
+    Idle,
 }
 
 impl Consumer {
@@ -118,14 +100,24 @@ impl Consumer {
                 },
             };
             let Some(link) = link else { continue };
-            match self.subscribe(&link).await {
-                Ok((channel, deliveries)) => {
+            match Subscription::open(&link, &self.names, &self.source, &self.options, &self.chance).await {
+                Ok(mut subscription) => {
                     failures = 0;
-                    let end = self.pump(&channel, deliveries, &permits, &mut stop).await;
+                    let end = match self.handler.clone() {
+                        Handler::Each(handler) => {
+                            self.pump_each(&handler, &mut subscription, &permits, &mut stop).await
+                        }
+                        Handler::Batch(handler) => self.pump_batches(&handler, &mut subscription, &mut stop).await,
+                    };
                     if matches!(end, End::Stopped) {
+                        subscription.cancel().await;
                         while self.tasks.join_next().await.is_some() {}
-                        topology::close(&channel).await;
+                        subscription.close().await;
                         break;
+                    }
+                    subscription.close().await;
+                    if matches!(end, End::Idle) {
+                        continue;
                     }
                     meter::resubscribe(self.source.kind());
                     tracing::info!(queue = self.source.kind(), "the subscription is lost");
@@ -148,64 +140,31 @@ impl Consumer {
         ended.send_replace(true);
     }
 
-    async fn subscribe(&self, link: &Link) -> Result<(Channel, lapin::Consumer), LinkError> {
-        let queue = match &self.source {
-            Source::Queue(queue) => {
-                link.ensure(&self.names, *queue).await?;
-                self.names.queue(*queue)
-            }
-            // A fresh name each time: the old queue may still belong to a connection that the broker has not given up.
-            Source::Events(_) => {
-                link.ensure_base(&self.names).await?;
-                self.names.live(uuid::Builder::from_random_bytes(self.chance.bytes()).into_uuid())
-            }
-        };
-        let channel = link.channel().await?;
-        if let Source::Events(pattern) = &self.source {
-            topology::declare_live(&channel, &self.names, &queue, pattern).await?;
-        }
-        within(channel.basic_qos(self.options.prefetch.max(1), BasicQosOptions { global: false })).await?;
-        let options = BasicConsumeOptions::default();
-        let consume = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
-        let deliveries = within(consume).await?;
-        Ok((channel, deliveries))
-    }
-
-    async fn pump(
-        &mut self,
-        channel: &Channel,
-        mut deliveries: lapin::Consumer,
-        permits: &Arc<Semaphore>,
-        stop: &mut watch::Receiver<bool>,
-    ) -> End {
-        let end = match self.handler.clone() {
-            Handler::Each(handler) => self.pump_each(&handler, &mut deliveries, permits, stop).await,
-            Handler::Batch(handler) => self.pump_batches(&handler, &mut deliveries, stop).await,
-        };
-        if matches!(end, End::Stopped) {
-            // Prefetched deliveries go back when the channel closes; a failure here means it is closed already.
-            let _cancelled = within(channel.basic_cancel(deliveries.tag(), BasicCancelOptions::default())).await;
-        }
-        end
-    }
-
     async fn pump_each(
         &mut self,
         handler: &Arc<Each>,
-        deliveries: &mut lapin::Consumer,
+        subscription: &mut Subscription,
         permits: &Arc<Semaphore>,
         stop: &mut watch::Receiver<bool>,
     ) -> End {
+        let all = usize::from(self.options.prefetch.max(1));
         loop {
             while self.tasks.try_join_next().is_some() {}
             let permit = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return End::Stopped,
                 permit = permits.clone().acquire_owned() => permit,
             };
-            let mut taken = tokio::select! {
+            // The one permit that is taken is the one for what comes next.
+            let is_quiet = || permits.available_permits() + 1 >= all;
+            let next = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return End::Stopped,
-                taken = take(deliveries, 1) => taken,
+                next = subscription.next(1, is_quiet) => next,
+            };
+            let mut taken = match next {
+                Next::Deliveries(taken) => taken,
+                Next::Lost => return End::Lost,
+                Next::Idle => return End::Idle,
             };
             let Some((delivery, acker)) = taken.pop() else {
                 return End::Lost;
@@ -232,7 +191,7 @@ impl Consumer {
     async fn pump_batches(
         &mut self,
         handler: &Arc<Batch>,
-        deliveries: &mut lapin::Consumer,
+        subscription: &mut Subscription,
         stop: &mut watch::Receiver<bool>,
     ) -> End {
         let all = usize::from(self.options.prefetch.max(1));
@@ -244,11 +203,12 @@ impl Consumer {
             let batch = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return End::Stopped,
-                batch = take(deliveries, most) => batch,
+                next = subscription.next(most, || permits.available_permits() >= all) => match next {
+                    Next::Deliveries(batch) => batch,
+                    Next::Lost => return End::Lost,
+                    Next::Idle => return End::Idle,
+                },
             };
-            if batch.is_empty() {
-                return End::Lost;
-            }
             let verdicts =
                 judge(handler, batch.iter().map(|(delivery, _)| delivery.clone()).collect(), &self.source).await;
             // While a delivery of an earlier batch waits for its return, one answer for many would answer that one too.
@@ -330,28 +290,6 @@ async fn guarded<T>(handler: impl Future<Output = T>) -> Option<T> {
             None
         }
     }
-}
-
-/// What is there, up to `most`; waits for the first. Empty when the subscription has ended.
-async fn take(deliveries: &mut lapin::Consumer, most: usize) -> Vec<(Delivery, Acker)> {
-    let mut taken = Vec::new();
-    poll_fn(|context| {
-        while taken.len() < most {
-            match Pin::new(&mut *deliveries).poll_next(context) {
-                Poll::Ready(Some(Ok(raw))) => taken.push(Delivery::read(raw)),
-                Poll::Ready(Some(Err(error))) => {
-                    tracing::debug!(%error, "the subscription ended");
-                    return Poll::Ready(());
-                }
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending if taken.is_empty() => return Poll::Pending,
-                Poll::Pending => return Poll::Ready(()),
-            }
-        }
-        Poll::Ready(())
-    })
-    .await;
-    taken
 }
 
 /// Gives the broker the answers.

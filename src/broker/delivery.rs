@@ -102,6 +102,9 @@ pub struct ConsumeOptions {
     pub retry_pause: Duration,
     /// The longest such pause.
     pub retry_pause_most: Duration,
+    /// How long nothing may come before the subscription is made anew: the longest that a queue which another process deleted
+    /// and made again can go unnoticed.
+    pub idle_renewal: Duration,
 }
 
 impl Default for ConsumeOptions {
@@ -111,6 +114,7 @@ impl Default for ConsumeOptions {
             max_batch: 64,
             retry_pause: Duration::from_millis(100),
             retry_pause_most: Duration::from_secs(10),
+            idle_renewal: Duration::from_secs(15),
         }
     }
 }

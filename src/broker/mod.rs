@@ -14,6 +14,7 @@ pub mod envelope;
 mod link;
 mod meter;
 mod publisher;
+mod subscription;
 mod topology;
 
 use std::fmt;
@@ -39,9 +40,10 @@ pub use meter::describe_metrics;
 pub use publisher::{Outgoing, PublishError};
 pub use topology::{Queue, Route};
 
-use self::consumer::{Consumer, Handler, Source};
+use self::consumer::{Consumer, Handler};
 use self::link::{Link, Supervisor};
 use self::publisher::{Job, Worker};
+use self::subscription::Source;
 use self::topology::Names;
 use crate::domain::chance::Chance;
 
@@ -303,6 +305,7 @@ impl Broker {
         let link = self.0.links.borrow().clone().ok_or_else(|| DeleteError("not connected".to_owned()))?;
         topology::delete(&link, &self.0.names).await.map_err(|error| DeleteError(error.to_string()))?;
         link.forget();
+        self.0.names.announce_missing(self.0.names.known().into_iter().map(Some).chain([None]));
         Ok(())
     }
 }

@@ -157,14 +157,18 @@ impl Worker {
         let mut answers = vec![Tried::Waiting; messages.len()];
         self.attempt(messages, &mut answers, deadline).await;
         let unroutable = Tried::Done(Err(PublishError::Unroutable));
-        let mut again = false;
-        for answer in &mut answers {
-            if *answer == unroutable || *answer == Tried::ChannelClosed {
-                *answer = Tried::Waiting;
-                again = true;
+        let mut missing: HashSet<Option<Queue>> = HashSet::new();
+        for (message, answer) in messages.iter().zip(&mut answers) {
+            if *answer == unroutable {
+                missing.insert(message.route.queue());
+            } else if *answer == Tried::ChannelClosed {
+                missing.insert(None);
+            } else {
+                continue;
             }
+            *answer = Tried::Waiting;
         }
-        if again && self.rebuild().await {
+        if !missing.is_empty() && self.rebuild(missing).await {
             self.attempt(messages, &mut answers, deadline).await;
         }
         answers
@@ -176,11 +180,12 @@ impl Worker {
             .collect()
     }
 
-    async fn rebuild(&mut self) -> bool {
+    async fn rebuild(&mut self, missing: HashSet<Option<Queue>>) -> bool {
         let Some(link) = self.links.borrow().clone() else {
             return false;
         };
         link.forget();
+        self.names.announce_missing(missing);
         match link.ensure_base(&self.names).await {
             Ok(()) => true,
             Err(error) => {

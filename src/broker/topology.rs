@@ -4,7 +4,7 @@
 //! Quorum queues carry an explicit delivery limit and dead-letter exchange, because the defaults differ between RabbitMQ 3.10
 //! and 4.x.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,7 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ErrorKind, ExchangeKind};
+use tokio::sync::watch;
 
 use super::link::{Link, LinkError, within};
 use crate::domain::ids::WahaServerId;
@@ -85,47 +86,81 @@ impl Route {
     }
 }
 
-/// The names of one namespace, and which of its work queues this process has declared.
+/// The names of one namespace, and what this process knows of it.
 #[derive(Clone)]
-pub(crate) struct Names(Arc<str>, Arc<Mutex<HashSet<Queue>>>);
+pub(crate) struct Names(Arc<Namespace>);
+
+struct Namespace {
+    prefix: String,
+    /// Work queues this process has declared.
+    known: Mutex<HashSet<Queue>>,
+    /// How often each work queue, or (`None`) the exchanges, were found missing on the broker by this process.
+    rebuilds: Mutex<HashMap<Option<Queue>, u64>>,
+    rebuilt: watch::Sender<()>,
+}
 
 impl Names {
     /// AMQP allows 255 bytes in a name; what is too long for that with every suffix is cut off.
     pub(crate) fn new(namespace: &str) -> Self {
-        Self(namespace.chars().take(NAMESPACE_MAX_CHARS).collect::<String>().into(), Arc::default())
+        let prefix = namespace.chars().take(NAMESPACE_MAX_CHARS).collect();
+        Self(Arc::new(Namespace {
+            prefix,
+            known: Mutex::default(),
+            rebuilds: Mutex::default(),
+            rebuilt: watch::Sender::new(()),
+        }))
+    }
+
+    /// These work queues (or, `None`, exchanges) are gone from the broker: whoever relies on them must begin anew.
+    pub(crate) fn announce_missing(&self, missing: impl IntoIterator<Item = Option<Queue>>) {
+        let mut rebuilds = self.0.rebuilds.lock().unwrap_or_else(PoisonError::into_inner);
+        for what in missing {
+            *rebuilds.entry(what).or_default() += 1;
+        }
+        drop(rebuilds);
+        self.0.rebuilt.send_replace(());
+    }
+
+    /// Tells when something was announced missing.
+    pub(crate) fn rebuilds(&self) -> watch::Receiver<()> {
+        self.0.rebuilt.subscribe()
+    }
+
+    pub(crate) fn rebuilds_of(&self, what: Option<Queue>) -> u64 {
+        self.0.rebuilds.lock().unwrap_or_else(PoisonError::into_inner).get(&what).copied().unwrap_or_default()
     }
 
     fn remember(&self, queue: Queue) {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).insert(queue);
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner).insert(queue);
     }
 
-    fn known(&self) -> Vec<Queue> {
-        let known = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn known(&self) -> Vec<Queue> {
+        let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().copied().chain([Queue::Inbound, Queue::Deliver]).collect()
     }
 
     pub(crate) fn queue(&self, queue: Queue) -> String {
         match queue {
-            Queue::Outbound(server) => format!("{}.outbound.{server}", self.0),
-            Queue::Inbound => format!("{}.inbound", self.0),
-            Queue::Deliver => format!("{}.deliver", self.0),
+            Queue::Outbound(server) => format!("{}.outbound.{server}", self.0.prefix),
+            Queue::Inbound => format!("{}.inbound", self.0.prefix),
+            Queue::Deliver => format!("{}.deliver", self.0.prefix),
         }
     }
 
     pub(crate) fn dead(&self) -> String {
-        format!("{}.dead", self.0)
+        format!("{}.dead", self.0.prefix)
     }
 
     pub(crate) fn dead_exchange(&self) -> String {
-        format!("{}.dlx", self.0)
+        format!("{}.dlx", self.0.prefix)
     }
 
     pub(crate) fn events(&self) -> String {
-        format!("{}.events", self.0)
+        format!("{}.events", self.0.prefix)
     }
 
     pub(crate) fn live(&self, id: impl fmt::Display) -> String {
-        format!("{}.live.{id}", self.0)
+        format!("{}.live.{id}", self.0.prefix)
     }
 }
 
@@ -177,18 +212,23 @@ async fn declare_queue(link: &Link, name: &str, arguments: FieldTable) -> Result
     Ok(())
 }
 
-/// Declares a queue of live events for this connection alone and binds it; returns on the channel it is consumed from.
-pub(crate) async fn declare_live(
-    channel: &Channel,
-    names: &Names,
-    queue: &str,
-    pattern: &ShortString,
-) -> Result<(), LinkError> {
+/// Declares a queue of live events that lives as long as this connection.
+pub(crate) async fn declare_live(channel: &Channel, queue: &str) -> Result<(), LinkError> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(LIVE_MAX_LENGTH));
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     within(channel.queue_declare(queue.into(), options, arguments)).await?;
+    Ok(())
+}
+
+/// Lets the events that match `pattern` into a live queue.
+pub(crate) async fn bind_live(
+    channel: &Channel,
+    names: &Names,
+    queue: &str,
+    pattern: &ShortString,
+) -> Result<(), LinkError> {
     let bind = QueueBindOptions::default();
     within(channel.queue_bind(queue.into(), names.events().into(), pattern.clone(), bind, FieldTable::default())).await
 }
