@@ -26,7 +26,10 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 /// Tells the metrics' recorder what the metrics of events and webhooks mean.
 pub fn describe_metrics() {
     describe_counter!("switchboard_events_fanned_out_total", "Events handed to endpoints and live streams");
-    describe_gauge!("switchboard_fan_out_lag_seconds", "Age of the oldest event of the latest batch that was fanned out");
+    describe_gauge!(
+        "switchboard_fan_out_lag_seconds",
+        "Age of the oldest event of the latest batch that was fanned out"
+    );
     describe_histogram!("switchboard_fan_out_seconds", "Handing on a batch of events, in seconds");
     describe_counter!("switchboard_webhook_deliveries_total", "Deliveries made by the fan-out");
     describe_counter!("switchboard_webhook_attempts_total", "Webhook attempts, by outcome");

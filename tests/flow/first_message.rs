@@ -38,7 +38,8 @@ async fn a_message_travels_the_whole_way_and_the_tenant_learns_of_it() {
     let verifier = Webhook::new(text(&endpoint, "secret")).unwrap();
     let mut kinds = Vec::new();
     for webhook in &received {
-        let headers: reqwest::header::HeaderMap = webhook.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers: reqwest::header::HeaderMap =
+            webhook.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         verifier.verify(&webhook.body, &headers).unwrap();
         kinds.push(text(&webhook.json(), "type").to_owned());
     }
@@ -58,7 +59,8 @@ async fn a_repeat_of_the_request_is_answered_as_the_first_and_sends_nothing() {
     let (session, _) = tenant.session("first").await;
     let body = json!({"session_id": session, "to": "+15550100001", "body": "once"});
     let post = || async {
-        let request = tenant.request(reqwest::Method::POST, "/v1/messages").header("Idempotency-Key", "order-1").json(&body);
+        let request =
+            tenant.request(reqwest::Method::POST, "/v1/messages").header("Idempotency-Key", "order-1").json(&body);
         crate::support::world::Client::send(request).await
     };
     let answers = futures_util::future::join_all((0..20).map(|_| post())).await;
@@ -66,9 +68,13 @@ async fn a_repeat_of_the_request_is_answered_as_the_first_and_sends_nothing() {
     assert_eq!(first.len(), 1, "one request is the first");
     assert!(answers.iter().all(|answer| answer.status == StatusCode::ACCEPTED && answer.body == first[0].body));
     let other = json!({"session_id": session, "to": "+15550100001", "body": "another"});
-    let request = tenant.request(reqwest::Method::POST, "/v1/messages").header("Idempotency-Key", "order-1").json(&other);
+    let request =
+        tenant.request(reqwest::Method::POST, "/v1/messages").header("Idempotency-Key", "order-1").json(&other);
     let answer = crate::support::world::Client::send(request).await;
-    assert_eq!((answer.status, text(&answer.body, "code")), (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"));
+    assert_eq!(
+        (answer.status, text(&answer.body, "code")),
+        (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
+    );
     tenant.message_with(text(&first[0].body, "id"), "read").await;
     assert_eq!(world.simulator.control().ledger().bubbles("once"), 1);
     node.node.stop().await;

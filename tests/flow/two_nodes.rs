@@ -31,9 +31,13 @@ async fn two_processes_send_500_messages_over_20_sessions_each_once_and_in_order
         }
     });
     futures_util::future::join_all(accepted).await;
-    let ledger = tokio::time::timeout(PATIENCE, world.simulator.control().ledger_when(|ledger| {
-        ledger.entries.iter().filter(|entry| entry.seen).count() >= MESSAGES
-    }))
+    let ledger = tokio::time::timeout(
+        PATIENCE,
+        world
+            .simulator
+            .control()
+            .ledger_when(|ledger| ledger.entries.iter().filter(|entry| entry.seen).count() >= MESSAGES),
+    )
     .await
     .expect("all messages to be seen");
 

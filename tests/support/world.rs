@@ -94,7 +94,8 @@ impl World {
         let mut config = Config::from_settings(self.settings(address.port())).unwrap();
         adjust(&mut config);
         let app = App::build(config, Clock::running(), Chance::from_system()).unwrap();
-        let options = http::Options { workers: 1, shutdown_timeout: Duration::from_secs(1), ..http::Options::default() };
+        let options =
+            http::Options { workers: 1, shutdown_timeout: Duration::from_secs(1), ..http::Options::default() };
         let node = Node::start(app.clone(), roles, Some(listener), None, options).unwrap();
         Inside { app, node, base: format!("http://{address}") }
     }
@@ -125,7 +126,8 @@ impl World {
     pub async fn tenant(&self, base: &str, name: &str) -> Client {
         let platform = self.platform(base);
         let (engine, url) = (self.engine.name(), self.simulator.url());
-        let server = json!({"name": "simulator", "base_url": url, "api_key": "simulator", "engine": engine, "capacity": 10_000});
+        let server =
+            json!({"name": "simulator", "base_url": url, "api_key": "simulator", "engine": engine, "capacity": 10_000});
         let registered = platform.post("/v1/waha-servers", &server).await;
         assert!(matches!(registered.status, StatusCode::CREATED | StatusCode::CONFLICT), "{registered:?}");
         let tenant = platform.post("/v1/tenants", &json!({"name": name})).await.expect(StatusCode::CREATED);

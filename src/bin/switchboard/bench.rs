@@ -120,7 +120,10 @@ impl Bench {
         );
         // Prepared statements, caches and the gateway's connections: not counted.
         self.accept(&requests, Duration::from_secs(2)).await?;
-        println!("{:>4}  {:>12}  {:>12}  {:>6}  {:>9}  {:>9}  {:>12}", "turn", "pgbench /s", "accept /s", "ratio", "p50 ms", "p99 ms", "gateway µs");
+        println!(
+            "{:>4}  {:>12}  {:>12}  {:>6}  {:>9}  {:>9}  {:>12}",
+            "turn", "pgbench /s", "accept /s", "ratio", "p50 ms", "p99 ms", "gateway µs"
+        );
         let mut ratios = Vec::new();
         for turn in 1..=self.arguments.turns {
             let baseline = self.pgbench().await?;
@@ -152,7 +155,8 @@ impl Bench {
         let key = member(&minted, "key")?;
         let mut requests = Vec::new();
         for number in 0..self.arguments.sessions {
-            let session = api.create("/v1/sessions", &key, &json!({"name": format!("s{number}"), "start": false})).await?;
+            let session =
+                api.create("/v1/sessions", &key, &json!({"name": format!("s{number}"), "start": false})).await?;
             let message = json!({
                 "session_id": member(&session, "id")?, "to": "+15550101234",
                 "body": "Your order 4711 has left the house and will be with you tomorrow.", "metadata": {"order": "4711"},
@@ -228,7 +232,18 @@ impl Bench {
         )?;
         let connections = self.arguments.connections.to_string();
         let output = Command::new(pgbench_binary()?)
-            .args(["-n", "-M", "prepared", "-j", "2", "-c", &connections, "-T", &self.arguments.seconds.to_string(), "-f"])
+            .args([
+                "-n",
+                "-M",
+                "prepared",
+                "-j",
+                "2",
+                "-c",
+                &connections,
+                "-T",
+                &self.arguments.seconds.to_string(),
+                "-f",
+            ])
             .arg(&script)
             .arg(self.url.expose_secret())
             .stdin(Stdio::null())
@@ -243,9 +258,12 @@ impl Bench {
 
 /// `pgbench` from the path, or from where Debian keeps the server's own programs.
 fn pgbench_binary() -> anyhow::Result<PathBuf> {
-    let in_path = std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
-    let mut found: Vec<_> = in_path.chain(packaged).map(|folder| folder.join("pgbench")).filter(|file| file.is_file()).collect();
+    let in_path =
+        std::env::var_os("PATH").into_iter().flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    let packaged =
+        std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let mut found: Vec<_> =
+        in_path.chain(packaged).map(|folder| folder.join("pgbench")).filter(|file| file.is_file()).collect();
     found.pop().context("pgbench is not installed (Debian: the package postgresql-contrib or postgresql-15)")
 }
 
@@ -304,7 +322,11 @@ impl Connection {
                 .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())
                 .context("an answer without its length")?;
             if body.len() >= length {
-                let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("an answer without status")?;
+                let status = head
+                    .split(' ')
+                    .nth(1)
+                    .and_then(|status| status.parse().ok())
+                    .context("an answer without status")?;
                 return Ok((status, body.to_vec()));
             }
         }

@@ -160,8 +160,7 @@ async fn ask(app: &App, server: &Taken) -> Result<(), DbError> {
     };
     // Read before WAHA is asked: what changes meanwhile is newer than the answer, and wins.
     let known = known(app, server.id).await?;
-    let (version, status) =
-        tokio::join!(app.waha.server_version(&entry.server), app.waha.server_status(&entry.server));
+    let (version, status) = tokio::join!(app.waha.server_version(&entry.server), app.waha.server_status(&entry.server));
     let started = status.ok().map(|status| status.started_at.timestamp_millis());
     let health = match &version {
         Ok(_) => ServerHealth::Healthy,
@@ -188,9 +187,7 @@ async fn ask(app: &App, server: &Taken) -> Result<(), DbError> {
 }
 
 async fn known(app: &App, server: WahaServerId) -> Result<Vec<Known>, DbError> {
-    app.db
-        .system(async |conn| Ok(sql(KNOWN).bind::<SqlUuid, _>(server).prepared().load(&mut **conn).await?))
-        .await
+    app.db.system(async |conn| Ok(sql(KNOWN).bind::<SqlUuid, _>(server).prepared().load(&mut **conn).await?)).await
 }
 
 /// Compares what the server has with what is known and wanted.

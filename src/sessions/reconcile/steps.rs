@@ -214,7 +214,11 @@ async fn act(app: &App, session: &Taken, desired: Desired) -> Result<Looked, Fau
     Ok(Looked { step, status })
 }
 
-async fn create(app: &App, server: &Server, entry: &SessionEntry) -> Result<Option<(SessionStatus, Option<Me>)>, Fault> {
+async fn create(
+    app: &App,
+    server: &Server,
+    entry: &SessionEntry,
+) -> Result<Option<(SessionStatus, Option<Me>)>, Fault> {
     let spec = spec(app, entry)?;
     match app.waha.create_session(server, &spec, true).await {
         Ok(Some(info)) => Ok(Some(seen(info))),
