@@ -11,4 +11,5 @@ CREATE TABLE spool (
 );
 ALTER TABLE spool ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY all_rows ON spool TO switchboard_system USING (true) WITH CHECK (true);
-GRANT SELECT, INSERT, DELETE ON spool TO switchboard_system;
+-- UPDATE is what a row lock asks for.
+GRANT SELECT, INSERT, UPDATE, DELETE ON spool TO switchboard_system;

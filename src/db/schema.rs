@@ -139,7 +139,7 @@ diesel::table! {
         waha_message_id -> Nullable<Varchar>,
         ack -> Nullable<Int2>,
         attempts -> Int4,
-        attempt_open -> Bool,
+        attempt_state -> Text,
         worker_deaths -> Int2,
         error_code -> Nullable<Text>,
         error_message -> Nullable<Text>,
@@ -302,7 +302,9 @@ diesel::table! {
         event_id -> Uuid,
         status -> Text,
         attempts -> Int4,
+        attempts_before -> Int4,
         next_attempt_at -> Timestamptz,
+        claimed_until -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
     }

@@ -171,7 +171,8 @@ async fn list(app: web::Data<App>, caller: Caller, page: Page) -> Result<impl Re
 ///
 /// Makes a new key of the same name and scopes. The old one works on for `grace_seconds`, then ends.
 #[utoipa::path(post, path = "/v1/api-keys/{id}/rotate", tag = "API keys", operation_id = "rotate_api_key",
-    params(("id" = ApiKeyId, Path, description = "The key"), IdempotencyHeader), request_body = Option<Rotation>,
+    params(("id" = ApiKeyId, Path, description = "The key"), IdempotencyHeader), 
+    request_body(content = Option<Rotation>, example = json!({"grace_seconds": 3600})),
     responses((status = 201, description = "The new key", body = ApiKeyWithSecret)))]
 async fn rotate(
     app: web::Data<App>,

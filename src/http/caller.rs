@@ -10,6 +10,8 @@ use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use uuid::Uuid;
 
+use super::no_route;
+use super::observe::Pattern;
 use super::problem::{Code, Problem};
 use crate::app::App;
 use crate::domain::ids::{ApiKeyId, TenantId};
@@ -109,11 +111,19 @@ pub(super) async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
-    let pattern = request.match_pattern();
-    let public = pattern.as_deref().is_none_or(|pattern| PUBLIC.contains(&pattern));
-    if !public {
-        let caller = caller(request.request()).await?;
-        request.extensions_mut().insert(caller);
+    let pattern = request.extensions().get::<Pattern>().and_then(|pattern| pattern.0.clone());
+    match pattern.as_deref() {
+        Some(pattern) if PUBLIC.contains(&pattern) => {}
+        Some(_) => {
+            let caller = caller(request.request()).await?;
+            request.extensions_mut().insert(caller);
+        }
+        // Most likely no route, which nobody needs credentials to learn. But the router decodes what the pattern's search
+        // does not, so whoever shows none is not let any further.
+        None => {
+            let caller = caller(request.request()).await.map_err(|_| no_route())?;
+            request.extensions_mut().insert(caller);
+        }
     }
     next.call(request).await
 }

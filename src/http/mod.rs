@@ -112,7 +112,7 @@ pub fn serve(app: App, listener: TcpListener, options: Options) -> io::Result<Ru
             .wrap(from_fn(observe::observe))
             .configure(|cfg| routes(cfg, with_metrics))
             .configure(|cfg| more.into_iter().for_each(|more| more(cfg)))
-            .default_service(web::to(no_route))
+            .default_service(web::to(unmatched))
     });
     let server = server
         .workers(options.workers)
@@ -134,7 +134,7 @@ pub fn serve_metrics(listener: TcpListener) -> io::Result<Running> {
         actix_web::App::new()
             .wrap(from_fn(observe::observe))
             .configure(operations::metrics_route)
-            .default_service(web::to(no_route))
+            .default_service(web::to(unmatched))
     });
     let server = server.workers(1).shutdown_timeout(1).disable_signals().listen(listener)?;
     Ok(running(address, server.run()))
@@ -165,8 +165,12 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
     );
 }
 
-async fn no_route() -> Result<HttpResponse, Problem> {
-    Err(Problem::new(Code::NotFound, "There is no such path"))
+fn no_route() -> Problem {
+    Problem::new(Code::NotFound, "There is no such path")
+}
+
+async fn unmatched() -> Result<HttpResponse, Problem> {
+    Err(no_route())
 }
 
 /// 200 with `resource` and its version as `ETag`.

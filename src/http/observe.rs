@@ -2,14 +2,17 @@
 //! request one line in the log and its metrics. Log lines hold ids, never content.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage, HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
+use metrics::SharedString;
 
 use super::caller::Caller;
 use super::problem::{Code, Problem, REQUEST_ID};
@@ -18,6 +21,10 @@ use crate::app::App;
 /// The id of the running request, in its extensions.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
+
+/// The pattern of the route that the running request meets, in its extensions: found once for all layers.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern(pub(super) Option<Arc<str>>);
 
 fn is_sane(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
@@ -34,12 +41,14 @@ pub(super) async fn observe(
         None => fresh_id(&request),
     };
     let method = request.method().clone();
-    let route = request.match_pattern().unwrap_or_else(|| "unmatched".to_owned());
+    let pattern: Option<Arc<str>> = request.match_pattern().map(Into::into);
+    let route = pattern.clone().unwrap_or_else(|| "unmatched".into());
     request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(Pattern(pattern));
 
     let answer = AssertUnwindSafe(next.call(request)).catch_unwind().await.unwrap_or_else(|_| {
         metrics::counter!("http_panics_total").increment(1);
-        tracing::error!(%method, route, request_id = id, "a handler panicked");
+        tracing::error!(%method, route = &*route, request_id = id, "a handler panicked");
         Err(Problem::new(Code::Internal, "The request failed; its id finds it in the log").into())
     });
     let answer = match answer {
@@ -56,25 +65,33 @@ pub(super) async fn observe(
         .as_ref()
         .ok()
         .and_then(|response| response.request().extensions().get::<Caller>().and_then(Caller::tenant_for_log));
-    let labels = [("method", method_label(&method)), ("route", route.clone()), ("status", status.as_u16().to_string())];
-    metrics::counter!("http_requests_total", &labels).increment(1);
-    metrics::histogram!("http_request_duration_seconds", "method" => method_label(&method), "route" => route.clone())
-        .record(elapsed);
+    let (verb, path) = (method_label(&method), SharedString::from(Arc::clone(&route)));
+    metrics::counter!("http_requests_total", "method" => verb, "route" => path.clone(), "status" => status_label(status))
+        .increment(1);
+    metrics::histogram!("http_request_duration_seconds", "method" => verb, "route" => path).record(elapsed);
     let ms = elapsed.as_micros() as f64 / 1000.0;
     let tenant_id = tenant.map(|tenant| tenant.to_string());
     if route.starts_with("/v1") || status.is_server_error() {
-        tracing::info!(%method, route, status = status.as_u16(), ms, request_id = id, tenant_id, "request");
+        tracing::info!(%method, route = &*route, status = status.as_u16(), ms, request_id = id, tenant_id, "request");
     } else {
-        tracing::debug!(%method, route, status = status.as_u16(), ms, request_id = id, "request");
+        tracing::debug!(%method, route = &*route, status = status.as_u16(), ms, request_id = id, "request");
     }
     answer.map_err(Into::into)
 }
 
 /// An invented method must not make a time series of its own.
-fn method_label(method: &actix_web::http::Method) -> String {
-    match method.as_str() {
-        known @ ("GET" | "POST" | "PUT" | "PATCH" | "DELETE" | "HEAD" | "OPTIONS") => known.to_owned(),
-        _ => "OTHER".to_owned(),
+fn method_label(method: &Method) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("OTHER")
+}
+
+/// The usual ones without an allocation.
+fn status_label(status: StatusCode) -> SharedString {
+    match status.as_u16() {
+        200 => "200".into(),
+        201 => "201".into(),
+        202 => "202".into(),
+        other => other.to_string().into(),
     }
 }
 

@@ -266,6 +266,10 @@ mod tests {
     fn every_operation_is_described() {
         let document = document();
         assert_eq!(document["openapi"], "3.1.0");
+        let text = document.to_string();
+        for later in ["\"$self\"", "\"itemSchema\"", "\"additionalOperations\"", "\"dataValue\"", "\"querystring\""] {
+            assert!(!text.contains(later), "{later} is of OpenAPI 3.2");
+        }
         assert_eq!(document["webhooks"].as_object().unwrap().len(), EVENTS.len());
         let mut ids = std::collections::HashSet::new();
         for (path, item) in document["paths"].as_object().unwrap() {

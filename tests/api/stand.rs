@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use reqwest::{Method, RequestBuilder, StatusCode};
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use switchboard::app::App;
 use switchboard::config::Config;
-use switchboard::db::migrate;
 use switchboard::domain::chance::Chance;
 use switchboard::domain::clock::Clock;
 use switchboard::http::{self, Running};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
-const SERVER: &str = "postgres://switchboard:switchboard@127.0.0.1:5432";
-const ADMIN: &str = "postgres://switchboard:switchboard@127.0.0.1:5432/postgres";
+use crate::support::TestDb;
+
 pub const PLATFORM_KEY: &str = "platform-key-of-the-tests";
 
 pub struct Stand {
@@ -24,7 +22,7 @@ pub struct Stand {
     pub base: String,
     pub client: reqwest::Client,
     running: Option<Running>,
-    database: Option<String>,
+    database: Option<TestDb>,
     url: String,
 }
 
@@ -75,25 +73,15 @@ impl Answer {
     }
 }
 
-pub async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
 impl Stand {
     pub async fn new() -> Self {
         Self::at(Clock::running()).await
     }
 
     pub async fn at(clock: Clock) -> Self {
-        let chance = Chance::from_system();
-        let name = format!("sbhttp_{}", hex::encode(chance.bytes::<8>()));
-        connect(ADMIN).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
-        let url = format!("{SERVER}/{name}");
-        migrate::up(&SecretString::from(url.clone())).await.unwrap();
-        let mut stand = Self::open(url, clock, chance);
-        stand.database = Some(name);
+        let database = TestDb::create().await;
+        let mut stand = Self::open(database.url(), clock, Chance::from_system());
+        stand.database = Some(database);
         stand
     }
 
@@ -127,10 +115,9 @@ impl Stand {
         Self { app, base, client: reqwest::Client::new(), running: Some(running), database: None, url }
     }
 
-    /// A connection as the owner of the tables. Row-level security is forced, so it sees what the policies of the role
-    /// that it switches to let it see.
+    /// A connection above tenants.
     pub async fn sql(&self) -> Client {
-        let client = connect(&self.url).await;
+        let client = self.database.as_ref().expect("the first node has the database").connect().await;
         client.batch_execute("SET ROLE switchboard_system").await.unwrap();
         client
     }
@@ -177,26 +164,18 @@ impl Stand {
         answer.json()["key"].as_str().unwrap().to_owned()
     }
 
-    /// Closes the doors and drops the database.
+    /// Closes the doors; the database goes with the stand.
     pub async fn end(mut self) {
         if let Some(running) = self.running.take() {
             running.stop().await;
         }
         self.app.db.close();
-        if let Some(name) = self.database.take() {
-            connect(ADMIN).await.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
-        }
     }
 }
 
 /// Returns once `holds`, or fails after `within`.
 pub async fn eventually(within: Duration, mut holds: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(within, waiting).await.expect("it did not come to hold in time");
+    crate::support::eventually(within, "what the test waits for", async || holds().await.then_some(())).await;
 }
 
 /// A moment for clocks that stand still.

@@ -49,7 +49,6 @@ async fn two_processes_send_500_messages_over_20_sessions_each_once_and_in_order
     assert_eq!(ledger.posts.len(), MESSAGES, "nothing was posted twice");
 
     let both = [&first, &second].map(|node| node.process.output().matches("message attempt").count());
-    println!("attempts by process: {both:?}");
     assert!(both.iter().all(|attempts| *attempts > 0), "both processes sent: {both:?}");
     let list = tenant.get("/v1/messages?limit=1").await.expect(StatusCode::OK);
     assert_eq!(text(&list["data"][0], "direction"), "outbound");

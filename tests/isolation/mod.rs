@@ -4,4 +4,5 @@ mod catalogue;
 mod connections;
 mod group_commit;
 mod raw_sql;
+mod routes;
 mod rows;

@@ -14,6 +14,7 @@ use switchboard::tenants;
 
 /// What `admin` does.
 #[derive(clap::Subcommand)]
+#[expect(clippy::enum_variant_names, reason = "the names are the subcommands'")]
 pub enum Command {
     /// Mint a key above tenants; it is shown once
     CreatePlatformKey {
@@ -69,7 +70,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                     bail!("there is a tenant of that name already")
                 }
                 created => {
-                    println!("{}", created.context("the tenant cannot be written; has `switchboard migrate` run?")?.id)
+                    let tenant = created.context("the tenant cannot be written; has `switchboard migrate` run?")?;
+                    println!("{}", tenant.id);
                 }
             }
         }

@@ -231,7 +231,7 @@ async fn parts(report: &mut Report, config: Config) {
                 let address = entry.server.base_url.host_str().unwrap_or_default().to_owned();
                 match app.waha.server_version(&entry.server).await {
                     Ok(version) => {
-                        report.good("WAHA server", &format!("{address}: {} {}", entry.engine, version.version))
+                        report.good("WAHA server", &format!("{address}: {} {}", entry.engine, version.version));
                     }
                     Err(fault) => {
                         let remedy = "check its address and API key (PATCH /v1/waha-servers/{id}), and that it runs";
