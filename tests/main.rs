@@ -15,6 +15,7 @@ mod faults;
 mod flow;
 mod isolation;
 mod schema;
+mod sessions;
 mod simulator;
 mod support;
 mod waha;

@@ -84,7 +84,8 @@ impl CreateSession {
         let (config, metadata) = (Value::Object(self.config), Value::Object(self.metadata));
         let mut rules = Rules::new();
         rules.name("name", &self.name, 100);
-        for (field, gap) in [("pacing.min_gap_ms", self.pacing.min_gap_ms), ("pacing.jitter_ms", self.pacing.jitter_ms)] {
+        for (field, gap) in [("pacing.min_gap_ms", self.pacing.min_gap_ms), ("pacing.jitter_ms", self.pacing.jitter_ms)]
+        {
             rules.check((0..=MOST_GAP).contains(&gap), field, "out_of_range", "must be from 0 to 86400000");
         }
         rules.object("config", &config, MOST_JSON);

@@ -1,1 +1,7 @@
-//! Sessions: created, reconciled, shown.
+//! Sessions: created, brought to life, followed and shown.
+
+mod counter;
+mod creating;
+mod doors;
+mod reconciling;
+mod stand;
