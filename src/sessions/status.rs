@@ -210,7 +210,12 @@ pub async fn observe(
 ///
 /// # Errors
 /// When the database does not answer; the next poll finds the same.
-pub async fn found_not_working(app: &App, tenant: TenantId, session: SessionId, status: SessionStatus) -> Result<(), DbError> {
+pub async fn found_not_working(
+    app: &App,
+    tenant: TenantId,
+    session: SessionId,
+    status: SessionStatus,
+) -> Result<(), DbError> {
     let now = app.clock.now();
     let observation = Observation { tenant, session, status, reported_at: None, me: None };
     app.db

@@ -18,7 +18,8 @@ pub struct BadFilter(#[from] tracing_subscriber::filter::ParseError);
 /// # Errors
 /// [`BadFilter`].
 pub fn init(format: LogFormat, filter: &str) -> Result<(), BadFilter> {
-    let filter = EnvFilter::builder().parse(filter)?;
+    // Whatever else is asked for: these would show message bodies.
+    let filter = EnvFilter::builder().parse(format!("{filter},{}", crate::broker::LOG_FILTER))?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match format {
