@@ -17,6 +17,7 @@ mod message;
 mod outgoing;
 mod send;
 mod session;
+mod surrogates;
 pub mod webhook;
 
 pub use calls::{LidPair, MessageFilter, NumberCheck, ServerStatus, ServerVersion};

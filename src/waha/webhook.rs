@@ -17,6 +17,7 @@ use super::engine::{Engine, SessionStatus};
 use super::id;
 use super::message::{WahaMessage, ack, chat_of_message, first_text, from_me, milliseconds, person, seconds, text};
 use super::session::Me;
+use super::surrogates;
 
 /// The header that holds the signature.
 pub const SIGNATURE_HEADER: &str = "x-webhook-hmac";
@@ -196,7 +197,8 @@ impl WebhookEvent {
     /// # Errors
     /// When the body is not JSON, or a member without which the event means nothing is missing.
     pub fn parse(body: &[u8]) -> Result<Self, WebhookError> {
-        let mut envelope: Value = serde_json::from_slice(body).map_err(|_| WebhookError::NotJson)?;
+        let read = serde_json::from_slice(body).or_else(|_| serde_json::from_slice(&surrogates::mended(body)));
+        let mut envelope: Value = read.map_err(|_| WebhookError::NotJson)?;
         let payload = envelope.get_mut("payload").map(Value::take).unwrap_or_default();
         let event = text(&envelope, "/event").ok_or(WebhookError::Missing("event"))?.to_owned();
         Ok(Self {
