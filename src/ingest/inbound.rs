@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use serde_json::Value;
 
 use crate::db::{DbError, Prepare, sql};
 use crate::domain::chance::Chance;
@@ -43,6 +44,23 @@ impl Inbound {
     fn from(&self) -> Option<String> {
         ChatId::parse(self.message.sender.as_deref().unwrap_or(&self.message.chat_id)).ok()?.phone()
     }
+}
+
+/// `json` as text that Postgres takes: it keeps no NUL.
+fn storable(json: &Value) -> String {
+    fn without_nul(json: &Value) -> Value {
+        match json {
+            Value::String(text) => Value::String(text.replace('\0', "")),
+            Value::Array(items) => items.iter().map(without_nul).collect(),
+            Value::Object(members) => {
+                members.iter().map(|(name, value)| (name.replace('\0', ""), without_nul(value))).collect()
+            }
+            scalar => scalar.clone(),
+        }
+    }
+    let text = json.to_string();
+    // The escape may also be the end of an escaped backslash and plain text, so the text itself cannot be cut.
+    if text.contains("\\u0000") { without_nul(json).to_string() } else { text }
 }
 
 const INSERT: &str = concat!(
@@ -87,11 +105,10 @@ pub async fn store(
         .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.chat_id.as_str()))
         .bind::<Array<Nullable<Text>>, _>(column(messages, |inbound| inbound.to.as_deref()))
         .bind::<Array<Nullable<Text>>, _>(column(messages, Inbound::from))
-        // Postgres keeps no NUL in text.
         .bind::<Array<Nullable<Text>>, _>(column(messages, |inbound| {
             inbound.message.body.as_deref().map(|body| body.replace('\0', ""))
         }))
-        .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.raw.to_string().replace("\\u0000", "")))
+        .bind::<Array<Text>, _>(column(messages, |inbound| storable(&inbound.message.raw)))
         .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.bare_id.as_str()))
         .bind::<Array<Nullable<SmallInt>>, _>(column(messages, |inbound| inbound.message.ack))
         .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |inbound| {
