@@ -213,6 +213,10 @@ impl Directory {
         server: WahaServerId,
         name: &str,
     ) -> Result<Option<Arc<SessionEntry>>, DirectoryError> {
+        // Postgres keeps no NUL in text, so nothing has such a name; to ask would be an error.
+        if name.contains('\0') {
+            return Ok(None);
+        }
         let key = (server, name.to_owned());
         if let Some(entry) = self.by_name.get(&key) {
             return Ok(Some(entry));
