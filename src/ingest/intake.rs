@@ -68,7 +68,11 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     }
 }
 
-async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
+/// Hands `event` to the broker.
+///
+/// # Errors
+/// When the broker does not confirm it.
+pub(super) async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
     if !app.broker.is_connected() {
         return Err(PublishError::Disconnected);
     }
