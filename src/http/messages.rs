@@ -18,13 +18,15 @@ use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::recipient::{ChatId, InvalidRecipient};
 use crate::domain::status::Status;
 use crate::identity::scope::Scope;
-use crate::messages::accept::{AcceptError, Draft, KeyUse};
+use crate::messages::accept::{self, AcceptError, Accepted, Draft, KeyUse};
 use crate::messages::queries::{self, Filter, Transition};
 use crate::messages::view::{Message, Priority};
 use crate::sessions::directory::{DirectoryError, Only, SessionEntry};
 
 /// Characters in a text, at the most.
 const MOST_TEXT: usize = 5000;
+/// What a message can be, in either direction.
+const KINDS: [&str; 8] = ["text", "image", "video", "voice", "document", "location", "contact", "poll"];
 /// Bytes of JSON in `metadata`, at the most.
 const MOST_METADATA: usize = 16 * 1024;
 
@@ -158,7 +160,10 @@ pub(super) async fn send(
     let tenant = caller.tenant(Scope::MessagesWrite)?;
     let idempotency = key.0.map(|key| KeyUse { key: key.0, fingerprint: request.fingerprint("messages.create") });
     let (asked, valid) = request.into_inner().check()?;
-    let session = session_for(&app, tenant, asked).await?;
+    let session = match session_for(&app, tenant, asked).await {
+        Ok(session) => session,
+        Err(problem) => return replayed(&app, tenant, idempotency, problem).await,
+    };
     let draft = Draft {
         tenant,
         session: session.id,
@@ -170,8 +175,30 @@ pub(super) async fn send(
         metadata: valid.metadata,
         idempotency,
     };
-    let accepted = app.acceptor.accept(&app, draft).await?;
+    let repeat = draft.idempotency.clone();
+    let accepted = match app.acceptor.accept(&app, draft).await {
+        Err(fault @ AcceptError::NoSuchSession) => return replayed(&app, tenant, repeat, fault.into()).await,
+        accepted => accepted?,
+    };
     metrics::counter!("switchboard_messages_accepted_total").increment(u64::from(!accepted.replayed));
+    Ok(answer(accepted))
+}
+
+/// A repeat gets the first answer even if the same request would be refused by now, since its session was deleted or is not
+/// the only one any more; everything else gets `problem`.
+async fn replayed(
+    app: &App,
+    tenant: TenantId,
+    used: Option<KeyUse>,
+    problem: Problem,
+) -> Result<HttpResponse, Problem> {
+    let Some(used) = used else { return Err(problem) };
+    let parts = app.clone();
+    let first = app.detached(async move { accept::first_answer(&parts.db, tenant, &used).await }).await??;
+    first.map(answer).ok_or(problem)
+}
+
+fn answer(accepted: Accepted) -> HttpResponse {
     let mut response = HttpResponse::Accepted();
     response
         .content_type("application/json")
@@ -179,7 +206,7 @@ pub(super) async fn send(
     if accepted.replayed {
         response.insert_header(("Idempotency-Replayed", "true"));
     }
-    Ok(response.body(accepted.json))
+    response.body(accepted.json)
 }
 
 /// Which messages to list.
@@ -212,7 +239,7 @@ pub(super) struct ListMessages {
 }
 
 impl ListMessages {
-    fn filter(self, metadata: Map<String, Value>) -> Result<Filter, Problem> {
+    fn filter(self, metadata: Vec<(String, String)>) -> Result<Filter, Problem> {
         let one_of = |field: &str, value: &Option<String>, allowed: &[&str]| match value {
             Some(value) if !allowed.contains(&value.as_str()) => {
                 Err(Problem::invalid(field, "invalid_value", format!("must be one of {}", allowed.join(", "))))
@@ -221,6 +248,13 @@ impl ListMessages {
         };
         one_of("direction", &self.direction, &["inbound", "outbound"])?;
         one_of("status", &self.status, &Status::ALL.map(Status::as_str))?;
+        one_of("type", &self.kind, &KINDS)?;
+        for (field, at) in [("created_after", self.created_after), ("created_before", self.created_before)] {
+            // RFC 3339 knows no others, and the database not all that chrono reads.
+            if at.is_some_and(|at| !(0..=9999).contains(&chrono::Datelike::year(&at))) {
+                return Err(Problem::invalid(field, "out_of_range", "must be in the years 0 to 9999"));
+            }
+        }
         let mut filter = Filter {
             session_id: self.session_id,
             direction: self.direction,
@@ -228,7 +262,7 @@ impl ListMessages {
             kind: self.kind,
             created_after: self.created_after,
             created_before: self.created_before,
-            metadata: (!metadata.is_empty()).then_some(Value::Object(metadata)),
+            metadata,
             ..Filter::default()
         };
         for (field, value, direction) in [("to", self.to, "outbound"), ("from", self.from, "inbound")] {
@@ -265,11 +299,11 @@ struct MessageList<'a> {
     responses((status = 200, description = "A page of messages", body = MessageList<'_>)))]
 pub(super) async fn list(app: web::Data<App>, caller: Caller, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesRead)?;
-    let mut metadata = Map::new();
+    let mut metadata = Vec::new();
     let mut pairs = query_pairs(&request)?;
     pairs.retain(|(name, value)| match name.strip_prefix("metadata.") {
         Some(key) if !key.is_empty() => {
-            metadata.insert(key.to_owned(), Value::String(value.clone()));
+            metadata.push((key.to_owned(), value.clone()));
             false
         }
         _ => true,

@@ -132,13 +132,19 @@ impl Acceptor {
             (Answer::KeyTaken, None) => Err(AcceptError::KeyReused),
             (Answer::KeyTaken, Some(key)) => {
                 let db = app.db.clone();
-                app.detached(async move { first_answer(&db, tenant, key).await }).await?
+                let first = app.detached(async move { first_answer(&db, tenant, &key).await }).await??;
+                // Taken a moment ago and gone now: it has just expired.
+                first.ok_or_else(|| DbError::Contended("the key expired".to_owned()).into())
             }
         }
     }
 }
 
-async fn first_answer(db: &Db, tenant: TenantId, used: KeyUse) -> Result<Accepted, AcceptError> {
+/// The first answer to the request that carried the key `used`, if there was one.
+///
+/// # Errors
+/// When the key came with another request, or the database does not answer.
+pub async fn first_answer(db: &Db, tenant: TenantId, used: &KeyUse) -> Result<Option<Accepted>, AcceptError> {
     #[derive(QueryableByName)]
     struct First {
         #[diesel(sql_type = Bytea)]
@@ -148,7 +154,7 @@ async fn first_answer(db: &Db, tenant: TenantId, used: KeyUse) -> Result<Accepte
         #[diesel(sql_type = Bytea)]
         response: Vec<u8>,
     }
-    let first: First = db
+    let first: Vec<First> = db
         .tenant(tenant, async |conn| {
             Ok::<_, DbError>(
                 sql("SELECT fingerprint, resource_id, response FROM idempotency_keys WHERE tenant_id = $1 AND operation = $2 AND key = $3")
@@ -156,15 +162,16 @@ async fn first_answer(db: &Db, tenant: TenantId, used: KeyUse) -> Result<Accepte
                     .bind::<Text, _>(OPERATION)
                     .bind::<Text, _>(&used.key)
                     .prepared()
-                    .get_result(&mut **conn)
+                    .load(&mut **conn)
                     .await?,
             )
         })
         .await?;
+    let Some(first) = first.into_iter().next() else { return Ok(None) };
     if first.fingerprint != used.fingerprint {
         return Err(AcceptError::KeyReused);
     }
-    Ok(Accepted { id: first.resource_id, json: first.response.into(), replayed: true })
+    Ok(Some(Accepted { id: first.resource_id, json: first.response.into(), replayed: true }))
 }
 
 fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {

@@ -5,6 +5,7 @@ use diesel::QueryableByName;
 use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -33,8 +34,8 @@ pub struct Filter {
     pub created_after: Option<DateTime<Utc>>,
     /// Created before.
     pub created_before: Option<DateTime<Utc>>,
-    /// Holding these members.
-    pub metadata: Option<serde_json::Value>,
+    /// Whose metadata has these members. A value that reads as a JSON scalar fits that scalar as well as the text.
+    pub metadata: Vec<(String, String)>,
 }
 
 /// The message `id`, if this tenant has it.
@@ -102,8 +103,18 @@ pub async fn list(
     if let Some(until) = filter.created_before {
         query = query.sql(format!(" AND m.created_at < ${}", next())).bind::<Timestamptz, _>(until);
     }
-    if let Some(members) = &filter.metadata {
-        query = query.sql(format!(" AND m.metadata @> ${}", next())).bind::<Jsonb, _>(members.clone());
+    for (key, value) in &filter.metadata {
+        let member = |value: Value| Value::Object([(key.clone(), value)].into_iter().collect());
+        let text = member(Value::String(value.clone()));
+        // A query has no types: `metadata.order=4711` means the number as well as the text.
+        let scalar = serde_json::from_str(value).ok().filter(|value: &Value| value.is_number() || value.is_boolean());
+        query = match scalar {
+            None => query.sql(format!(" AND m.metadata @> ${}", next())).bind::<Jsonb, _>(text),
+            Some(scalar) => query
+                .sql(format!(" AND (m.metadata @> ${} OR m.metadata @> ${})", next(), next()))
+                .bind::<Jsonb, _>(text)
+                .bind::<Jsonb, _>(member(scalar)),
+        };
     }
     if let Some((at, id)) = after {
         query = query
