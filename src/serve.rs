@@ -11,13 +11,18 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
 use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
 use crate::{delivery, dispatch, events, http, ingest, sending, sessions};
+
+/// What closing the broker's connection may take, even when the drain time is over.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A part of the work that a node can take on. Every role can run on many nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,16 +125,21 @@ impl Node {
     /// Ends the node in order, within its drain time.
     pub async fn stop(mut self) {
         let limit = self.app.config.timings.drain;
+        let deadline = Instant::now() + limit;
         self.app.health.start_draining();
-        for door in self.doors.drain(..) {
-            door.stop().await;
-        }
         self.stop.send_replace(true);
-        let ended = async { while self.roles.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, ended).await.is_err() {
+        // At the same time, since they share the time: a client that never ends its request takes nothing from the attempts.
+        let doors = join_all(self.doors.drain(..).map(http::Running::stop));
+        let roles = async { while self.roles.join_next().await.is_some() {} };
+        let (doors, roles) = tokio::join!(timeout_at(deadline, doors), timeout_at(deadline, roles));
+        if doors.is_err() {
+            tracing::warn!("some requests did not end in time");
+        }
+        if roles.is_err() {
             tracing::warn!("some work did not end in time; other nodes find it when its leases run out");
         }
-        self.app.broker.stop_within(limit).await;
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.app.broker.stop_within(left.max(LAST_WORDS)).await;
         self.upkeep.shutdown().await;
         self.app.db.close();
     }
