@@ -1,6 +1,6 @@
 //! `switchboard admin`: keys and tenants, straight in the database.
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use secrecy::ExposeSecret as _;
 use switchboard::config::Config;
 use switchboard::db::{Db, DbError};
@@ -53,12 +53,15 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             let id = chance.uuid(now);
             db.system(async |conn| api_keys::insert_platform(conn, id, &name, &minted, now).await)
                 .await
-                .context("the key cannot be written; has `switchboard migrate` run?")?;
+                .map_err(|fault| explained(fault, "the key"))?;
             println!("{}", minted.key.expose_secret());
         }
         Command::CreateTenant { name, description } => {
-            if !(1..=100).contains(&name.chars().count()) {
-                bail!("a tenant's name has 1 to 100 characters");
+            // As the API has it.
+            if !(1..=100).contains(&name.chars().count()) || name.trim() != name || name.chars().any(char::is_control) {
+                bail!(
+                    "a tenant's name has 1 to 100 characters, none of them control characters, and no blanks at its ends"
+                );
             }
             let id = TenantId::fresh(now, &chance);
             let settings = serde_json::json!({});
@@ -70,7 +73,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                     bail!("there is a tenant of that name already")
                 }
                 created => {
-                    let tenant = created.context("the tenant cannot be written; has `switchboard migrate` run?")?;
+                    let tenant = created.map_err(|fault| explained(fault, "the tenant"))?;
                     println!("{}", tenant.id);
                 }
             }
@@ -81,7 +84,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                     Ok(id) => tenants::find(conn, id).await,
                     Err(_) => tenants::find_by_name(conn, &tenant).await,
                 })
-                .await?;
+                .await
+                .map_err(|fault| explained(fault, "the tenant"))?;
             let Some(found) = found else { bail!("there is no tenant {tenant}") };
             let minted = mint(KeyKind::Tenant, &chance);
             let scopes: Scopes = scopes.into_iter().collect();
@@ -95,4 +99,12 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What to do about `fault`, met while `what` was read or written.
+fn explained(fault: DbError, what: &str) -> anyhow::Error {
+    match fault {
+        DbError::Unavailable(why) => anyhow!("DATABASE_URL: the database cannot be reached: {why}"),
+        fault => anyhow!("{what} cannot be read or written; has `switchboard migrate` run? {fault}"),
+    }
 }
