@@ -34,5 +34,5 @@ pub fn describe_metrics() {
     describe_counter!("switchboard_webhook_deliveries_total", "Deliveries made by the fan-out");
     describe_counter!("switchboard_webhook_attempts_total", "Webhook attempts, by outcome");
     describe_histogram!("switchboard_webhook_attempt_seconds", "A webhook attempt from request to answer, in seconds");
-    describe_gauge!("switchboard_webhook_backlog", "Webhook deliveries that are due and not in flight");
+    describe_gauge!("switchboard_webhook_backlog_deliveries", "Webhook deliveries that are due and not in flight");
 }

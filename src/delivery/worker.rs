@@ -157,7 +157,7 @@ impl Worker {
         };
         match tidied.await {
             #[expect(clippy::cast_precision_loss, reason = "counted up to a far smaller number than 2^52")]
-            Ok(due) => metrics::gauge!("switchboard_webhook_backlog").set(due as f64),
+            Ok(due) => metrics::gauge!("switchboard_webhook_backlog_deliveries").set(due as f64),
             Err(fault) => tracing::debug!(%fault, "the webhook backlog could not be tidied"),
         }
     }
