@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -184,6 +185,17 @@ impl Control {
         let mut sessions: Vec<SessionView> = self.world.sessions().values().map(view).collect();
         sessions.sort_by(|one, other| one.name.cmp(&other.name));
         sessions
+    }
+
+    /// The key that the session's first webhook is signed with, as its configuration holds it; for whoever wants to post as
+    /// WAHA would.
+    ///
+    /// # Errors
+    /// The session does not exist.
+    pub fn webhook_key(&self, session: &str) -> Result<Option<SecretString>, ControlError> {
+        let config = self.session(session)?.config();
+        let key = config.as_ref().and_then(|config| config.pointer("/webhooks/0/hmac/key"));
+        Ok(key.and_then(serde_json::Value::as_str).map(SecretString::from))
     }
 
     /// Returns once the session of this name is WORKING; waits for it to be created, too.
