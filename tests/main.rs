@@ -10,6 +10,7 @@
 
 mod api;
 mod broker;
+mod cli;
 mod delivery;
 mod faults;
 mod flow;

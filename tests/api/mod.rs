@@ -2,7 +2,11 @@
 
 mod credentials;
 mod doors;
+mod hooks;
 mod idempotency;
+mod messages;
+mod messages_listed;
+mod operations;
 mod paging;
 mod stand;
 mod tenants;
