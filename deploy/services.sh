@@ -12,13 +12,13 @@
 #   deploy/services.sh stop        stops what this script started, and nothing else
 #
 # It may be run again at any time. It creates the role and the database `switchboard` when they are missing and
-# changes nothing that was there before. The ports can be moved with SWITCHBOARD_POSTGRES_PORT and
-# SWITCHBOARD_RABBITMQ_PORT. Written for bash 3.2, so that it also runs on macOS.
+# changes nothing that was there before. The ports can be moved with SERVICES_POSTGRES_PORT and
+# SERVICES_RABBITMQ_PORT. Written for bash 3.2, so that it also runs on macOS.
 set -euo pipefail
 
 readonly PG_MIN=15 RMQ_MIN_MAJOR=3 RMQ_MIN_MINOR=10
-readonly PG_LOCAL_PORT="${SWITCHBOARD_POSTGRES_PORT:-5432}"
-readonly RMQ_LOCAL_PORT="${SWITCHBOARD_RABBITMQ_PORT:-5672}"
+readonly PG_LOCAL_PORT="${SERVICES_POSTGRES_PORT:-5432}"
+readonly RMQ_LOCAL_PORT="${SERVICES_RABBITMQ_PORT:-5672}"
 readonly ROLE=switchboard DATABASE=switchboard PASSWORD=switchboard
 readonly READY_WITHIN=60
 
@@ -380,7 +380,7 @@ rabbitmq_env() { # node name as remembered, or nothing
 }
 start_debian_rabbitmq() {
     local node=default log
-    [ "$RMQ_LOCAL_PORT" = 5672 ] || die "the packaged RabbitMQ listens on port 5672: unset SWITCHBOARD_RABBITMQ_PORT, or set AMQP_URL"
+    [ "$RMQ_LOCAL_PORT" = 5672 ] || die "the packaged RabbitMQ listens on port 5672: unset SERVICES_RABBITMQ_PORT, or set AMQP_URL"
     if [ -d /run/systemd/system ]; then
         say "starting RabbitMQ"
         root systemctl start rabbitmq-server >&2 </dev/null || die "RabbitMQ does not start: see journalctl -u rabbitmq-server"

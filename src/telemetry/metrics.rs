@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use metrics::{describe_counter, describe_histogram};
+use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Upper bounds for durations, in seconds: from half a millisecond to WAHA's two minutes.
@@ -35,6 +35,25 @@ fn describe() {
     describe_counter!("http_requests_total", "Requests answered, by method, route pattern and status");
     describe_histogram!("http_request_duration_seconds", "From a request's head to its answer, in seconds");
     describe_counter!("http_panics_total", "Requests whose handler panicked");
+    describe_counter!("switchboard_messages_accepted_total", "Messages accepted and kept");
+    describe_histogram!("switchboard_group_commit_batch_items", "Items written in one transaction, by group");
+    describe_histogram!("switchboard_group_commit_seconds", "Writing one batch, in seconds, by group");
+    describe_counter!("switchboard_dispatch_turns_total", "Turns taken by lanes");
+    describe_counter!("switchboard_send_turns_stale_total", "Turns that were not current any more when they arrived");
+    describe_counter!("switchboard_send_attempts_total", "Attempts to hand a message to WAHA, by result");
+    describe_histogram!("switchboard_send_attempt_seconds", "One attempt to hand a message to WAHA, in seconds");
+    describe_histogram!("switchboard_send_wait_seconds", "From acceptance to the attempt, in seconds");
+    describe_counter!("switchboard_ingest_events_total", "Events of WAHA's that were applied, by kind");
+    describe_counter!("switchboard_ingest_spooled_total", "Events of WAHA's kept in the spool, for want of a broker");
+    describe_counter!("switchboard_ingest_messages_stored_total", "Inbound messages that were new");
+    describe_counter!("switchboard_ingest_acks_applied_total", "Acknowledgements that told something new");
+    describe_counter!("switchboard_events_live_dropped_total", "Events that live streams have to find in the log");
+    describe_gauge!(
+        "switchboard_clock_offset_seconds",
+        "How far the database's clock is ahead of ours, before correction"
+    );
+    crate::broker::describe_metrics();
+    crate::delivery::describe_metrics();
 }
 
 /// Everything recorded so far, as Prometheus reads it.

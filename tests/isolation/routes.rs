@@ -38,7 +38,7 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
 fn example(operation: &Value, document: &Value) -> Option<Value> {
     let content = operation.pointer("/requestBody/content/application~1json")?;
     let schema = content.pointer("/schema")?;
-    let named = schema["$ref"].as_str().map(|reference| &reference[1..]);
+    let named = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
     let resolved = named.and_then(|pointer| document.pointer(pointer)).unwrap_or(schema);
     let candidates = [content.get("example"), resolved.get("example"), resolved.pointer("/examples/0")];
     candidates.into_iter().flatten().next().cloned()

@@ -5,8 +5,8 @@
 //! at a time acts on a session (a lease, `reconcile_lease`), and one at a time polls a server (`poll_at`). A node that dies
 //! holds neither for longer than its lease.
 //!
-//! Two parts. [`steps`] takes the sessions that have to be looked at (`reconcile_at`), asks WAHA, does the one step that is
-//! missing and looks again until nothing is. [`polls`] asks every server now and then how it fares and what its sessions do,
+//! Two parts. `steps` takes the sessions that have to be looked at (`reconcile_at`), asks WAHA, does the one step that is
+//! missing and looks again until nothing is. `polls` asks every server now and then how it fares and what its sessions do,
 //! follows their statuses, and has the steps look at those that are not as desired. A session that connects, waits for its
 //! scan or has failed is left alone.
 
