@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use serde_json::Value;
 
 use crate::db::{DbError, Prepare, sql};
 use crate::domain::chance::Chance;
@@ -63,6 +64,27 @@ SELECT ",
     " FROM m ORDER BY m.seq"
 );
 
+/// `json` as text that Postgres takes: `jsonb` refuses NUL in any string. An escaped backslash in front of `u0000` is no NUL.
+fn without_nul(json: &Value) -> String {
+    let text = json.to_string();
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        kept.push_str(before);
+        rest = match escape.strip_prefix("\\u0000") {
+            Some(after) => after,
+            None => {
+                // A backslash and what it escapes stay together.
+                let (escape, after) = escape.split_at_checked(2).unwrap_or((escape, ""));
+                kept.push_str(escape);
+                after
+            }
+        };
+    }
+    kept + rest
+}
+
 /// Stores what is new among `messages`; answers how many that were.
 ///
 /// # Errors
@@ -91,7 +113,7 @@ pub async fn store(
         .bind::<Array<Nullable<Text>>, _>(column(messages, |inbound| {
             inbound.message.body.as_deref().map(|body| body.replace('\0', ""))
         }))
-        .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.raw.to_string().replace("\\u0000", "")))
+        .bind::<Array<Text>, _>(column(messages, |inbound| without_nul(&inbound.message.raw)))
         .bind::<Array<Text>, _>(column(messages, |inbound| inbound.message.bare_id.as_str()))
         .bind::<Array<Nullable<SmallInt>>, _>(column(messages, |inbound| inbound.message.ack))
         .bind::<Array<Nullable<Timestamptz>>, _>(column(messages, |inbound| {
@@ -112,8 +134,10 @@ pub async fn store(
         })
         .collect();
     changes::record(conn, chance, &changes).await?;
-    sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id = ANY($1) \
-         AND (last_activity_at IS NULL OR last_activity_at < $2 - interval '1 minute')")
+    // Whoever holds a session changes it anyhow, and waiting here, out of order, could be a circle.
+    sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id IN ( \
+             SELECT id FROM waha_sessions WHERE id = ANY($1) \
+             AND (last_activity_at IS NULL OR last_activity_at < $2 - interval '1 minute') FOR NO KEY UPDATE SKIP LOCKED)")
     .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.session_id).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(now)
     .prepared()

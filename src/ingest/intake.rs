@@ -68,7 +68,8 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     }
 }
 
-async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
+/// Puts `event` on the road to the consumers.
+pub(super) async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
     if !app.broker.is_connected() {
         return Err(PublishError::Disconnected);
     }

@@ -1,18 +1,19 @@
 //! The spool: where WAHA's events wait when the broker is away.
 //!
-//! An event leaves the spool in the transaction that applies it, so it is applied once whatever crashes.
+//! An event leaves the spool in the transaction that applies it, so it is applied once whatever crashes. One that cannot be
+//! applied leaves it by way of the broker, whose consumer finds the same and sets it aside with the dead letters.
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::app::App;
 use crate::broker::envelope::InboundEvent;
 use crate::db::group_commit::BatchWriter;
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
-use crate::ingest::apply;
+use crate::ingest::{apply, intake};
 
 /// Writes batches of events into the spool.
 pub struct Spool(pub Db);
@@ -57,37 +58,91 @@ struct Row {
     body: String,
 }
 
-/// Applies up to `most` spooled events and removes them; answers how many.
+/// Empties the spool of up to `most` events; answers how many.
 ///
 /// # Errors
-/// When the database refuses; everything then stays in the spool.
+/// When the database is away; what was not yet applied then stays in the spool.
 pub async fn drain(app: &App, most: i64) -> Result<usize, DbError> {
+    match apply_first(app, 0, most).await {
+        Ok((drained, _)) => Ok(drained),
+        Err(fault) if fault.is_transient() => Err(fault),
+        Err(fault) => {
+            tracing::warn!(%fault, "ingest: spooled events were refused; trying each of them alone");
+            drain_singly(app, most).await
+        }
+    }
+}
+
+async fn drain_singly(app: &App, most: i64) -> Result<usize, DbError> {
+    let (mut drained, mut behind) = (0, 0);
+    for _ in 0..most {
+        match apply_first(app, behind, 1).await {
+            Ok((_, None)) => break,
+            Ok((applied, Some(last))) => {
+                drained += applied;
+                behind = last;
+            }
+            Err(fault) if fault.is_transient() => return Err(fault),
+            Err(fault) => match hand_over_first(app, behind).await? {
+                Some((id, handed_over)) => {
+                    tracing::error!(%fault, id, handed_over, "ingest: a spooled event cannot be applied");
+                    drained += usize::from(handed_over);
+                    behind = id;
+                }
+                None => break,
+            },
+        }
+    }
+    Ok(drained)
+}
+
+/// Puts the first event behind `behind` on the road to the broker's consumer; answers its id, and whether the broker took it.
+async fn hand_over_first(app: &App, behind: i64) -> Result<Option<(i64, bool)>, DbError> {
+    app.db
+        .system(async |conn| {
+            let Some(row) = take(conn, behind, 1).await?.into_iter().next() else { return Ok::<_, DbError>(None) };
+            let id = row.id;
+            let handed_over = intake::publish(app, &row.into_event()).await.is_ok();
+            if handed_over {
+                remove(conn, &[id]).await?;
+            }
+            Ok(Some((id, handed_over)))
+        })
+        .await
+}
+
+async fn take(conn: &mut AsyncPgConnection, behind: i64, most: i64) -> Result<Vec<Row>, DbError> {
+    Ok(sql("SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool WHERE id > $1 ORDER BY id LIMIT $2 \
+            FOR UPDATE SKIP LOCKED")
+    .bind::<BigInt, _>(behind)
+    .bind::<BigInt, _>(most)
+    .prepared()
+    .load(conn)
+    .await?)
+}
+
+async fn remove(conn: &mut AsyncPgConnection, ids: &[i64]) -> Result<(), DbError> {
+    sql("DELETE FROM spool WHERE id = ANY($1)").bind::<Array<BigInt>, _>(ids).prepared().execute(conn).await?;
+    Ok(())
+}
+
+/// Applies up to `most` events behind `behind` and removes them, all or none; answers how many, and the last one's id.
+async fn apply_first(app: &App, behind: i64, most: i64) -> Result<(usize, Option<i64>), DbError> {
     let drained = app
         .db
         .system(async |conn| {
-            let rows: Vec<Row> = sql(
-                "SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool ORDER BY id LIMIT $1 \
-                 FOR UPDATE SKIP LOCKED",
-            )
-            .bind::<BigInt, _>(most)
-            .prepared()
-            .load(&mut **conn)
-            .await?;
+            let rows = take(conn, behind, most).await?;
             if rows.is_empty() {
-                return Ok::<_, DbError>(0);
+                return Ok::<_, DbError>((0, None));
             }
             let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
             let events: Vec<_> = rows.into_iter().map(Row::into_event).collect();
             apply::apply_in(app, conn, &events).await?;
-            sql("DELETE FROM spool WHERE id = ANY($1)")
-                .bind::<Array<BigInt>, _>(&ids)
-                .prepared()
-                .execute(&mut **conn)
-                .await?;
-            Ok(ids.len())
+            remove(conn, &ids).await?;
+            Ok((ids.len(), ids.last().copied()))
         })
         .await?;
-    if drained > 0 {
+    if drained.0 > 0 {
         app.wake.events.notify_one();
         app.wake.dispatch.notify_one();
     }
