@@ -187,11 +187,23 @@ async fn keep_house(app: App) {
     loop {
         tokio::time::sleep(Duration::from_secs(15)).await;
         app.db.close_idle(&app.config.database);
-        let now = app.clock.now();
+        if let Err(fault) = forget_keys(&app).await {
+            tracing::debug!(%fault, "expired idempotency keys could not be removed");
+        }
+    }
+}
+
+/// Removes the idempotency keys that have expired: all of them, in pieces, so that no piece holds anybody up.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn forget_keys(app: &App) -> Result<(), DbError> {
+    const PIECE: usize = 5000;
+    let now = app.clock.now();
+    loop {
         let forgotten = app
             .db
             .system(async |conn| {
-                // In pieces, so that no piece holds anybody up.
                 sql("DELETE FROM idempotency_keys WHERE (tenant_id, operation, key) IN \
                      (SELECT tenant_id, operation, key FROM idempotency_keys WHERE expires_at < $1 LIMIT 5000)")
                 .bind::<Timestamptz, _>(now)
@@ -200,9 +212,9 @@ async fn keep_house(app: App) {
                 .await
                 .map_err(DbError::from)
             })
-            .await;
-        if let Err(fault) = forgotten {
-            tracing::debug!(%fault, "expired idempotency keys could not be removed");
+            .await?;
+        if forgotten < PIECE {
+            return Ok(());
         }
     }
 }

@@ -24,6 +24,8 @@ CREATE TABLE messages (
     -- open: claimed, no outcome yet (found so by the next claim, its worker died); unknown: nobody knows whether it went.
     attempt_state   text NOT NULL DEFAULT 'none' CHECK (attempt_state IN ('none', 'open', 'unknown')),
     worker_deaths   smallint NOT NULL DEFAULT 0,
+    -- Attempts of which nobody knows whether they sent.
+    doubts          smallint NOT NULL DEFAULT 0,
     error_code      text,
     error_message   text,
     scheduled_at    timestamptz,

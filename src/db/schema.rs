@@ -141,6 +141,7 @@ diesel::table! {
         attempts -> Int4,
         attempt_state -> Text,
         worker_deaths -> Int2,
+        doubts -> Int2,
         error_code -> Nullable<Text>,
         error_message -> Nullable<Text>,
         scheduled_at -> Nullable<Timestamptz>,

@@ -109,7 +109,7 @@ impl Status {
     #[must_use]
     pub fn after_ack(self, ack: Ack) -> Vec<Self> {
         match (ack, self) {
-            (Ack::Error, Self::Queued | Self::Sending | Self::Sent) => vec![Self::Failed],
+            (Ack::Error, Self::Queued | Self::Sending) => vec![Self::Failed],
             (Ack::Error | Ack::Pending, _) | (_, Self::Cancelled | Self::Expired | Self::Received) => Vec::new(),
             (Ack::Server | Ack::Device | Ack::Read | Ack::Played, _) => {
                 [Self::Sent, Self::Delivered, Self::Read, Self::Played]
@@ -211,7 +211,7 @@ mod tests {
     fn evidence_beats_a_failure_and_never_the_other_way() {
         assert_eq!(Status::Failed.after_ack(Ack::Server), [Status::Sent]);
         assert_eq!(Status::Delivered.after_ack(Ack::Error), []);
-        assert_eq!(Status::Sent.after_ack(Ack::Error), [Status::Failed]);
+        assert_eq!(Status::Sent.after_ack(Ack::Error), []);
         assert_eq!(Status::Cancelled.after_ack(Ack::Read), []);
     }
 

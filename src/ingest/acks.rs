@@ -107,8 +107,10 @@ pub async fn apply_early(
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
 pub async fn sweep_early(conn: &mut AsyncPgConnection, chance: &Chance, now: DateTime<Utc>) -> Result<usize, DbError> {
+    // Only the transactions that ran at the same moment missed each other, so old ones (of messages that somebody typed on
+    // the phone) need not be looked at again.
     let kept: Vec<EarlyAck> = sql("DELETE FROM early_acks e USING messages m \
-         WHERE m.session_id = e.session_id AND m.waha_message_id = e.waha_message_id AND m.tenant_id = e.tenant_id \
+         WHERE e.created_at > now() - interval '5 minutes' AND m.session_id = e.session_id AND m.waha_message_id = e.waha_message_id AND m.tenant_id = e.tenant_id \
          RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at")
     .prepared()
     .load(conn)
@@ -123,11 +125,12 @@ pub async fn sweep_early(conn: &mut AsyncPgConnection, chance: &Chance, now: Dat
     Ok(taken)
 }
 
-/// Whether `new` says more than `known`. An error counts only below `Device`.
+/// Whether `new` says more than `known`: pending, error, server, device, read, played. WhatsApp's server either refuses a
+/// message or takes it; once it has taken it, an error is old news.
 fn supersedes(known: Ack, new: Ack) -> bool {
     match (known, new) {
         (Ack::Error, _) => new >= Ack::Server,
-        (_, Ack::Error) => known < Ack::Device,
+        (_, Ack::Error) => known < Ack::Server,
         _ => new > known,
     }
 }
@@ -185,8 +188,8 @@ async fn keep_early(conn: &mut AsyncPgConnection, mut acks: Vec<AckEvent>) -> Re
     }
     acks.sort_by(|one, two| (one.session, &one.waha_message_id).cmp(&(two.session, &two.waha_message_id)));
     sql("INSERT INTO early_acks (tenant_id, session_id, waha_message_id, ack, at, created_at) \
-         SELECT t, s, i, a, at, at FROM unnest($1, $2, $3, $4, $5) AS x (t, s, i, a, at) \
-         ON CONFLICT (session_id, waha_message_id) DO UPDATE SET ack = excluded.ack, at = excluded.at \
+         SELECT t, s, i, a, at, now() FROM unnest($1, $2, $3, $4, $5) AS x (t, s, i, a, at) \
+         ON CONFLICT (session_id, waha_message_id) DO UPDATE SET ack = excluded.ack, at = excluded.at, created_at = excluded.created_at \
          WHERE early_acks.ack < excluded.ack")
     .bind::<Array<SqlUuid>, _>(acks.iter().map(|ack| ack.tenant).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(acks.iter().map(|ack| ack.session).collect::<Vec<_>>())
@@ -213,8 +216,9 @@ WITH input AS (
         read_at = CASE WHEN i.status IN ('read', 'played') THEN coalesce(m.read_at, i.at) ELSE m.read_at END,
         played_at = CASE WHEN i.status = 'played' THEN coalesce(m.played_at, i.at) ELSE m.played_at END,
         failed_at = CASE WHEN i.status = 'failed' THEN coalesce(m.failed_at, i.at) END,
-        error_code = CASE WHEN i.status = 'failed' THEN coalesce(m.error_code, 'rejected_by_whatsapp') END,
-        error_message = CASE WHEN i.status = 'failed' THEN coalesce(m.error_message, 'WhatsApp reported an error for this message') END,
+        error_code = CASE WHEN i.status <> 'failed' THEN NULL WHEN m.status = 'failed' THEN m.error_code ELSE 'rejected_by_whatsapp' END,
+        error_message = CASE WHEN i.status <> 'failed' THEN NULL WHEN m.status = 'failed' THEN m.error_message
+                             ELSE 'WhatsApp reported an error for this message' END,
         updated_at = greatest(m.updated_at, i.at)
     FROM input i WHERE m.tenant_id = i.tenant_id AND m.id = i.id
     RETURNING m.*

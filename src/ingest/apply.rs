@@ -79,6 +79,10 @@ async fn apply_sorted(
     sorted: Sorted,
 ) -> Result<(), DbError> {
     // Lanes before messages, as everywhere.
+    let sessions: Vec<_> = sorted.statuses.iter().map(|observation| observation.session).collect();
+    if !sessions.is_empty() {
+        status::lock_lanes(conn, &sessions).await?;
+    }
     for observation in &sorted.statuses {
         status::observe(conn, &app.chance, now, observation).await?;
     }

@@ -129,8 +129,10 @@ pub async fn store(
         })
         .collect();
     changes::record(conn, chance, &changes).await?;
-    sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id = ANY($1) \
-         AND (last_activity_at IS NULL OR last_activity_at < $2 - interval '1 minute')")
+    // Whoever holds a session changes it anyhow, and waiting here, out of order, could be a circle.
+    sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id IN ( \
+             SELECT id FROM waha_sessions WHERE id = ANY($1) \
+             AND (last_activity_at IS NULL OR last_activity_at < $2 - interval '1 minute') FOR NO KEY UPDATE SKIP LOCKED)")
     .bind::<Array<SqlUuid>, _>(rows.iter().map(|row| row.session_id).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(now)
     .prepared()

@@ -68,10 +68,7 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     }
 }
 
-/// Hands `event` to the broker.
-///
-/// # Errors
-/// When the broker does not confirm it.
+/// Puts `event` on the road to the consumers.
 pub(super) async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
     if !app.broker.is_connected() {
         return Err(PublishError::Disconnected);

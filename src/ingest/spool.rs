@@ -1,10 +1,11 @@
 //! The spool: where WAHA's events wait when the broker is away.
 //!
-//! An event leaves the spool in the transaction that applies it, so it is applied once whatever crashes.
+//! An event leaves the spool in the transaction that applies it, so it is applied once whatever crashes. One that cannot be
+//! applied leaves it by way of the broker, whose consumer finds the same and sets it aside with the dead letters.
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::app::App;
@@ -57,79 +58,63 @@ struct Row {
     body: String,
 }
 
-/// Applies up to `most` spooled events and removes them; answers how many. One that is refused by itself goes on to the
-/// broker, whose consumer puts it with the dead letters; while the broker is away it stays, and holds up no other.
+/// Empties the spool of up to `most` events; answers how many.
 ///
 /// # Errors
-/// When the database is away; everything not yet applied then stays in the spool.
+/// When the database is away; what was not yet applied then stays in the spool.
 pub async fn drain(app: &App, most: i64) -> Result<usize, DbError> {
-    let drained = match drain_part(app, None, most).await {
-        Err(fault) if !fault.is_transient() => {
-            tracing::warn!(%fault, "ingest: spooled events were refused; trying them one by one");
-            drain_singly(app, most).await?
+    match apply_first(app, 0, most).await {
+        Ok((drained, _)) => Ok(drained),
+        Err(fault) if fault.is_transient() => Err(fault),
+        Err(fault) => {
+            tracing::warn!(%fault, "ingest: spooled events were refused; trying each of them alone");
+            drain_singly(app, most).await
         }
-        drained => drained?,
-    };
-    if drained > 0 {
-        app.wake.events.notify_one();
-        app.wake.dispatch.notify_one();
     }
-    Ok(drained)
-}
-
-/// Applies and removes up to `most` events, or just the one with the id `only`, in one transaction.
-async fn drain_part(app: &App, only: Option<i64>, most: i64) -> Result<usize, DbError> {
-    app.db
-        .system(async |conn| {
-            let rows = take(conn, only, most).await?;
-            if rows.is_empty() {
-                return Ok::<_, DbError>(0);
-            }
-            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-            let events: Vec<_> = rows.into_iter().map(Row::into_event).collect();
-            apply::apply_in(app, conn, &events).await?;
-            remove(conn, &ids).await?;
-            Ok(ids.len())
-        })
-        .await
 }
 
 async fn drain_singly(app: &App, most: i64) -> Result<usize, DbError> {
-    let rows = app.db.system(async |conn| take(conn, None, most).await).await?;
-    let mut drained = 0;
-    for id in rows.into_iter().map(|row| row.id) {
-        match drain_part(app, Some(id), 1).await {
-            Ok(count) => drained += count,
-            Err(fault) if fault.is_transient() => return Err(fault),
-            Err(fault) if pass_on(app, id).await? => {
-                tracing::error!(%fault, "ingest: a spooled event cannot be applied; it goes to the dead letters");
-                drained += 1;
+    let (mut drained, mut behind) = (0, 0);
+    for _ in 0..most {
+        match apply_first(app, behind, 1).await {
+            Ok((_, None)) => break,
+            Ok((applied, Some(last))) => {
+                drained += applied;
+                behind = last;
             }
-            Err(fault) => tracing::debug!(%fault, "ingest: a spooled event waits for the broker's dead letters"),
+            Err(fault) if fault.is_transient() => return Err(fault),
+            Err(fault) => match hand_over_first(app, behind).await? {
+                Some((id, handed_over)) => {
+                    tracing::error!(%fault, id, handed_over, "ingest: a spooled event cannot be applied");
+                    drained += usize::from(handed_over);
+                    behind = id;
+                }
+                None => break,
+            },
         }
     }
     Ok(drained)
 }
 
-/// Hands a spooled event to the broker and removes it then; answers whether that could be done.
-async fn pass_on(app: &App, id: i64) -> Result<bool, DbError> {
+/// Puts the first event behind `behind` on the road to the broker's consumer; answers its id, and whether the broker took it.
+async fn hand_over_first(app: &App, behind: i64) -> Result<Option<(i64, bool)>, DbError> {
     app.db
         .system(async |conn| {
-            let Some(row) = take(conn, Some(id), 1).await?.into_iter().next() else { return Ok::<_, DbError>(false) };
-            if let Err(fault) = intake::publish(app, &row.into_event()).await {
-                tracing::debug!(%fault, "ingest: not passed on");
-                return Ok(false);
+            let Some(row) = take(conn, behind, 1).await?.into_iter().next() else { return Ok::<_, DbError>(None) };
+            let id = row.id;
+            let handed_over = intake::publish(app, &row.into_event()).await.is_ok();
+            if handed_over {
+                remove(conn, &[id]).await?;
             }
-            remove(conn, &[id]).await?;
-            Ok(true)
+            Ok(Some((id, handed_over)))
         })
         .await
 }
 
-async fn take(conn: &mut AsyncPgConnection, only: Option<i64>, most: i64) -> Result<Vec<Row>, DbError> {
-    Ok(sql("SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool \
-            WHERE $1 IS NULL OR id = $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED")
-    .bind::<Nullable<BigInt>, _>(only)
+async fn take(conn: &mut AsyncPgConnection, behind: i64, most: i64) -> Result<Vec<Row>, DbError> {
+    Ok(sql("SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool WHERE id > $1 ORDER BY id LIMIT $2 \
+            FOR UPDATE SKIP LOCKED")
+    .bind::<BigInt, _>(behind)
     .bind::<BigInt, _>(most)
     .prepared()
     .load(conn)
@@ -139,6 +124,29 @@ async fn take(conn: &mut AsyncPgConnection, only: Option<i64>, most: i64) -> Res
 async fn remove(conn: &mut AsyncPgConnection, ids: &[i64]) -> Result<(), DbError> {
     sql("DELETE FROM spool WHERE id = ANY($1)").bind::<Array<BigInt>, _>(ids).prepared().execute(conn).await?;
     Ok(())
+}
+
+/// Applies up to `most` events behind `behind` and removes them, all or none; answers how many, and the last one's id.
+async fn apply_first(app: &App, behind: i64, most: i64) -> Result<(usize, Option<i64>), DbError> {
+    let drained = app
+        .db
+        .system(async |conn| {
+            let rows = take(conn, behind, most).await?;
+            if rows.is_empty() {
+                return Ok::<_, DbError>((0, None));
+            }
+            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+            let events: Vec<_> = rows.into_iter().map(Row::into_event).collect();
+            apply::apply_in(app, conn, &events).await?;
+            remove(conn, &ids).await?;
+            Ok((ids.len(), ids.last().copied()))
+        })
+        .await?;
+    if drained.0 > 0 {
+        app.wake.events.notify_one();
+        app.wake.dispatch.notify_one();
+    }
+    Ok(drained)
 }
 
 impl Row {

@@ -7,13 +7,17 @@ use chrono::TimeDelta;
 use crate::app::App;
 use crate::domain::ids::WahaServerId;
 use crate::sending::claim::{Before, Claimed};
-use crate::sending::outcome::Outcome;
+use crate::sending::outcome::{Doubt, Outcome};
 use crate::sessions::directory::{ServerEntry, SessionEntry};
 use crate::sessions::status;
 use crate::waha::{CallError, NotSent, SendOutcome, SendText, SessionStatus};
 
-/// Attempts that certainly sent nothing, at the most. A session that is not working costs none.
+/// Attempts of a message that cannot even be put into a request, at the most.
 const MOST_ATTEMPTS: i32 = 8;
+
+/// Attempts of which nobody knows whether they sent, at the most: a message that makes its engine fail must not hold up its
+/// session for ever.
+const MOST_DOUBTS: i16 = 8;
 
 /// Workers that may die on one message.
 const MOST_DEATHS: i16 = 3;
@@ -68,25 +72,33 @@ pub async fn make(app: &App, claimed: &Claimed, way: Option<&Way>) -> Outcome {
 async fn reconcile(app: &App, claimed: &Claimed, way: &Way) -> Option<Outcome> {
     let repeatable = way.server.engine.honours_message_id() && way.server.engine.can_read_back_by_bare_id();
     let id = claimed.waha_message_id.as_deref().filter(|_| repeatable);
-    let Some(id) = id else {
-        return Some(Outcome::Failed {
-            error: (
-                "unconfirmed",
-                "The message may or may not have been sent, and this engine cannot tell. Send it again only if that is \
-                 acceptable."
-                    .to_owned(),
-            ),
-        });
-    };
+    let Some(id) = id else { return Some(unconfirmed()) };
     match app.waha.message_by_id(&way.server.server, &way.session.external_name, "all", id).await {
         Ok(Some(_)) => Some(Outcome::HandedOver { waha_message_id: Some(id.to_owned()) }),
         // Not proof of absence; but the same id makes a repeat harmless.
         Ok(None) | Err(CallError::NotFound | CallError::Unsupported(_) | CallError::Rule(_)) => None,
-        Err(fault) => Some(Outcome::Retry {
-            at: app.clock.now() + backoff(app, claimed.attempt),
-            doubt: true,
-            error: ("reconciling", fault.to_string()),
-        }),
+        Err(fault) => {
+            // A server that is away (a proxy then answers in its place) is waited for; one that fails is asked only so often.
+            let fails = matches!(fault, CallError::Server { status, .. } if !(502..=504).contains(&status));
+            if fails && claimed.doubts >= MOST_DOUBTS - 1 {
+                return Some(unconfirmed());
+            }
+            Some(Outcome::Retry {
+                at: app.clock.now() + backoff(app, claimed.attempt),
+                doubt: if fails { Doubt::Fresh } else { Doubt::Earlier },
+                error: ("reconciling", fault.to_string()),
+            })
+        }
+    }
+}
+
+fn unconfirmed() -> Outcome {
+    Outcome::Failed {
+        error: (
+            "unconfirmed",
+            "The message may or may not have been sent, and nothing can tell. Send it again only if that is acceptable."
+                .to_owned(),
+        ),
     }
 }
 
@@ -97,7 +109,7 @@ async fn send(app: &App, claimed: &Claimed, way: &Way) -> Outcome {
     if left < timeout {
         return Outcome::Retry {
             at: app.clock.now(),
-            doubt: claimed.before == Before::Doubt,
+            doubt: claimed.doubt(),
             error: ("late", "The worker was too slow to begin the attempt.".to_owned()),
         };
     }
@@ -137,7 +149,8 @@ fn judge(app: &App, claimed: &Claimed, outcome: SendOutcome) -> Outcome {
         SendOutcome::Accepted { bare_id } => Outcome::HandedOver { waha_message_id: bare_id },
         SendOutcome::NotSent { why } => {
             let waits = matches!(why, NotSent::SessionNotWorking { .. } | NotSent::SessionMissing);
-            if !waits && claimed.attempt >= MOST_ATTEMPTS {
+            // All else is the server's or the gateway's fault, never the message's, and passes: WAHA being away is a pause.
+            if why == NotSent::NotBuilt && claimed.attempt >= MOST_ATTEMPTS {
                 return Outcome::Failed {
                     error: ("undeliverable", format!("Given up after {} attempts: {why}.", claimed.attempt)),
                 };
@@ -149,13 +162,14 @@ fn judge(app: &App, claimed: &Claimed, outcome: SendOutcome) -> Outcome {
                 _ if waits => TimeDelta::seconds(5) + backoff(app, claimed.attempt),
                 _ => backoff(app, claimed.attempt),
             };
-            Outcome::Retry { at: now + pause, doubt: false, error: ("not_sent", why.to_string()) }
+            Outcome::Retry { at: now + pause, doubt: claimed.doubt(), error: ("not_sent", why.to_string()) }
         }
         SendOutcome::Refused { code, detail } => Outcome::Failed { error: (code.as_str(), detail) },
         SendOutcome::Restricted { detail } => Outcome::Failed { error: ("restricted", detail) },
+        SendOutcome::Unknown { .. } if claimed.doubts >= MOST_DOUBTS - 1 => unconfirmed(),
         SendOutcome::Unknown { why } => Outcome::Retry {
             at: now + backoff(app, claimed.attempt),
-            doubt: true,
+            doubt: Doubt::Fresh,
             error: ("unknown_outcome", why.to_string()),
         },
     }

@@ -14,6 +14,7 @@ use crate::db::group_commit::BatchWriter;
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
+use crate::sending::outcome::Doubt;
 
 /// How the attempt before this one ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Claimed {
     pub before: Before,
     /// Workers that died on this message.
     pub worker_deaths: i16,
+    /// Attempts before this one of which nobody knows whether they sent.
+    pub doubts: i16,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
     /// Until when the claim holds.
@@ -90,6 +93,8 @@ struct Row {
     before: String,
     #[diesel(sql_type = SmallInt)]
     worker_deaths: i16,
+    #[diesel(sql_type = SmallInt)]
+    doubts: i16,
     #[diesel(sql_type = Timestamptz)]
     created_at: DateTime<Utc>,
     #[diesel(sql_type = Integer)]
@@ -98,12 +103,13 @@ struct Row {
     jitter_ms: i32,
 }
 
-// A lane whose message turned out not to be sendable any more (cancelled, or acknowledged meanwhile) is freed for the next.
+// A lane whose message turned out not to be sendable any more (cancelled, or acknowledged meanwhile) is freed for the next;
+// since it may just have been sent, by a worker that died, the next one keeps the gap to it.
 const CLAIM: &str = "\
 WITH input AS (
     SELECT * FROM unnest($1, $2, $3, $4) AS i (tenant_id, session_id, message_id, fence)
 ), lane AS (
-    SELECT l.tenant_id, l.session_id, l.in_flight AS message_id, l.fence, l.min_gap_ms, l.jitter_ms
+    SELECT l.tenant_id, l.session_id, l.in_flight AS message_id, l.fence, l.min_gap_ms, l.jitter_ms, l.next_slot_at
     FROM lanes l JOIN input i USING (tenant_id, session_id)
     WHERE l.fence = i.fence AND l.claimed_fence < l.fence AND l.in_flight = i.message_id AND l.paused_because IS NULL
     ORDER BY l.session_id FOR UPDATE OF l
@@ -129,14 +135,17 @@ WITH input AS (
         claimed_fence = l.fence,
         in_flight = CASE WHEN b.id IS NOT NULL THEN l.in_flight END,
         lease_until = CASE WHEN b.id IS NOT NULL THEN $6 END,
-        ready_at = CASE WHEN b.id IS NOT NULL THEN $6 WHEN l.queued > 0 THEN greatest(l.next_slot_at, $5) END,
+        next_slot_at = CASE WHEN b.id IS NOT NULL THEN l.next_slot_at ELSE slot.at END,
+        ready_at = CASE WHEN b.id IS NOT NULL THEN $6 WHEN l.queued > 0 THEN slot.at END,
         queued = greatest(l.queued - coalesce(b.status = 'queued', false)::int, 0),
         updated_at = $5
-    FROM lane LEFT JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
+    FROM lane LEFT JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id, LATERAL (
+        SELECT greatest(lane.next_slot_at, $5 + lane.min_gap_ms * interval '1 ms') AS at
+    ) slot
     WHERE l.session_id = lane.session_id
 )
 SELECT c.tenant_id, c.session_id, c.id, lane.fence, c.chat_id, c.body, c.waha_message_id, c.attempts,
-       b.attempt_state AS before, c.worker_deaths, c.created_at, lane.min_gap_ms, lane.jitter_ms
+       b.attempt_state AS before, c.worker_deaths, c.doubts, c.created_at, lane.min_gap_ms, lane.jitter_ms
 FROM claimed c
 JOIN before b ON b.tenant_id = c.tenant_id AND b.id = c.id
 JOIN lane ON lane.session_id = c.session_id";
@@ -182,6 +191,14 @@ impl BatchWriter for Claims {
 }
 
 impl Claimed {
+    /// What an attempt that settles nothing leaves behind.
+    pub(super) const fn doubt(&self) -> Doubt {
+        match self.before {
+            Before::Nothing => Doubt::None,
+            Before::Doubt => Doubt::Earlier,
+        }
+    }
+
     fn new(row: Row, lease_until: DateTime<Utc>) -> Self {
         Self {
             turn: OutboundRef {
@@ -196,6 +213,7 @@ impl Claimed {
             attempt: row.attempts,
             before: if row.before == "none" { Before::Nothing } else { Before::Doubt },
             worker_deaths: row.worker_deaths,
+            doubts: row.doubts,
             created_at: row.created_at,
             lease_until,
             min_gap: TimeDelta::milliseconds(row.min_gap_ms.into()),

@@ -22,7 +22,7 @@ use crate::db::DbError;
 use crate::db::group_commit::{GroupCommit, GroupCommitError};
 use crate::domain::ids::WahaServerId;
 use crate::sending::claim::{Claimed, Claims};
-use crate::sending::outcome::{Outcome, Outcomes, Report};
+use crate::sending::outcome::{Doubt, Outcome, Outcomes, Report};
 use crate::telemetry::trace;
 
 /// Attempts at once per WAHA server and process.
@@ -46,6 +46,8 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
     loop {
         match worker.app.directory.all_servers().await {
             Ok(servers) => {
+                // One that has ended, whatever the cause, is replaced.
+                consumers.retain(|_, consumer| !consumer.is_ended());
                 for server in servers {
                     consumers.entry(server.id).or_insert_with(|| worker.consume(server.id));
                 }
@@ -97,7 +99,7 @@ impl Worker {
             Ok(way) => attempt::make(&self.app, &claimed, way.as_ref()).await,
             Err(fault) => Outcome::Retry {
                 at: self.app.clock.now() + TimeDelta::seconds(1),
-                doubt: claimed.before == claim::Before::Doubt,
+                doubt: claimed.doubt(),
                 error: ("not_sent", fault.to_string()),
             },
         };
@@ -142,8 +144,8 @@ impl Worker {
     ) {
         let (result, code) = match outcome {
             Outcome::HandedOver { .. } => ("handed_over", None),
-            Outcome::Retry { doubt: false, error, .. } => ("retry", Some(error.0)),
-            Outcome::Retry { doubt: true, error, .. } => ("doubt", Some(error.0)),
+            Outcome::Retry { doubt: Doubt::None, error, .. } => ("retry", Some(error.0)),
+            Outcome::Retry { doubt: Doubt::Earlier | Doubt::Fresh, error, .. } => ("doubt", Some(error.0)),
             Outcome::Failed { error } => ("failed", Some(error.0)),
         };
         metrics::counter!("switchboard_send_attempts_total", "result" => result).increment(1);

@@ -18,6 +18,17 @@ use crate::ingest::acks;
 use crate::messages::changes::{self, Change};
 use crate::messages::row::{MessageRow, message_columns};
 
+/// Whether a message that is to be tried again may have been sent already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It was certainly not sent.
+    None,
+    /// An earlier attempt left that open, and this one has not settled it.
+    Earlier,
+    /// This attempt left it open; such attempts are counted.
+    Fresh,
+}
+
 /// What became of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -31,7 +42,7 @@ pub enum Outcome {
         /// When.
         at: DateTime<Utc>,
         /// Whether the message may have been sent already.
-        doubt: bool,
+        doubt: Doubt,
         /// Why, for the tenant: a stable code and a sentence.
         error: (&'static str, String),
     },
@@ -90,6 +101,8 @@ struct Row {
     handed_over: bool,
 }
 
+// An acknowledgement may have settled the message before its outcome is known: then the outcome changes nothing about it, and
+// there is nothing to try again. A gap is kept after every attempt, since each may have sent something.
 const RECORD: &str = concat!(
     "\
 WITH input AS (
@@ -105,27 +118,31 @@ WITH input AS (
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m
 ), message AS (
     UPDATE messages m SET
-        attempt_state = CASE lane.kind WHEN 'doubt' THEN 'unknown' ELSE 'none' END,
+        attempt_state = CASE WHEN lane.kind IN ('doubt', 'doubt_stays') AND b.status = 'sending' THEN 'unknown' ELSE 'none' END,
+        doubts = m.doubts + (lane.kind = 'doubt')::int,
         handed_over_at = CASE lane.kind WHEN 'handed_over' THEN lane.at ELSE m.handed_over_at END,
         waha_message_id = coalesce(lane.waha_message_id, m.waha_message_id),
         status = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN 'failed' ELSE m.status END,
         failed_at = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN lane.at ELSE m.failed_at END,
-        error_code = CASE WHEN lane.kind = 'failed' AND b.status <> 'sending' THEN m.error_code ELSE lane.error_code END,
-        error_message = CASE WHEN lane.kind = 'failed' AND b.status <> 'sending' THEN m.error_message ELSE lane.error_message END,
+        error_code = CASE WHEN b.status = 'sending' THEN lane.error_code ELSE m.error_code END,
+        error_message = CASE WHEN b.status = 'sending' THEN lane.error_message ELSE m.error_message END,
         updated_at = lane.at
     FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
     WHERE m.tenant_id = lane.tenant_id AND m.id = lane.message_id
     RETURNING m.*, lane.kind = 'failed' AND b.status = 'sending' AS failed_now, lane.kind = 'handed_over' AS handed_over
 ), turn AS (
     UPDATE lanes l SET
-        in_flight = CASE WHEN lane.kind IN ('retry', 'doubt') THEN l.in_flight END,
+        in_flight = CASE WHEN again.again THEN l.in_flight END,
         lease_until = NULL,
-        next_slot_at = CASE WHEN lane.kind IN ('retry', 'doubt') THEN l.next_slot_at ELSE lane.free_at END,
+        next_slot_at = lane.free_at,
         ready_at = CASE WHEN l.paused_because IS NOT NULL THEN NULL
-                        WHEN lane.kind IN ('retry', 'doubt') THEN lane.retry_at
+                        WHEN again.again THEN greatest(lane.retry_at, lane.free_at)
                         WHEN l.queued > 0 THEN lane.free_at END,
         updated_at = lane.at
-    FROM lane WHERE l.session_id = lane.session_id
+    FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id, LATERAL (
+        SELECT lane.kind IN ('retry', 'doubt', 'doubt_stays') AND b.status = 'sending' AS again
+    ) again
+    WHERE l.session_id = lane.session_id
 )
 SELECT ",
     message_columns!(),
@@ -195,8 +212,9 @@ impl Outcome {
     const fn kind(&self) -> &'static str {
         match self {
             Self::HandedOver { .. } => "handed_over",
-            Self::Retry { doubt: true, .. } => "doubt",
-            Self::Retry { doubt: false, .. } => "retry",
+            Self::Retry { doubt: Doubt::Fresh, .. } => "doubt",
+            Self::Retry { doubt: Doubt::Earlier, .. } => "doubt_stays",
+            Self::Retry { doubt: Doubt::None, .. } => "retry",
             Self::Failed { .. } => "failed",
         }
     }

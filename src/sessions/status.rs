@@ -48,13 +48,13 @@ pub const fn name_of(status: SessionStatus) -> Option<&'static str> {
     })
 }
 
-// The first code lives for 60 s, each further one for 20 s; every rotation is reported anew.
+// No key update: whoever stores a message of the session need not wait. The first code lives for 60 s, each further one for 20 s; every rotation is reported anew.
 const OBSERVE: &str = concat!(
     "\
 WITH before AS (
     SELECT s.tenant_id, s.id, s.status, s.phone FROM waha_sessions s
     WHERE s.tenant_id = $1 AND s.id = $2 AND s.deleted_at IS NULL AND ($4 IS NULL OR s.status_at <= $4)
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), s AS (
     UPDATE waha_sessions s SET
         status = $3,
@@ -83,7 +83,7 @@ UPDATE lanes l SET
     paused_because = CASE WHEN $3 THEN nullif(l.paused_because, 'session_not_working')
                           ELSE coalesce(l.paused_because, 'session_not_working') END,
     ready_at = CASE WHEN NOT $3 OR nullif(l.paused_because, 'session_not_working') IS NOT NULL THEN NULL
-                    WHEN l.in_flight IS NOT NULL THEN greatest(l.lease_until, $4)
+                    WHEN l.in_flight IS NOT NULL THEN greatest(l.lease_until, l.next_slot_at, $4)
                     WHEN l.queued > 0 THEN greatest(l.next_slot_at, $4) END,
     updated_at = $4
 WHERE l.tenant_id = $1 AND l.session_id = $2
@@ -126,12 +126,7 @@ pub async fn observe_polled(
     polled: &[Polled],
 ) -> Result<usize, DbError> {
     let sessions: Vec<SessionId> = polled.iter().map(|polled| polled.observation.session).collect();
-    // All lanes come before everything else, in the order of their ids: so nobody waits for us in a circle.
-    sql("SELECT FROM lanes WHERE session_id = ANY($1) ORDER BY session_id FOR UPDATE")
-        .bind::<Array<SqlUuid>, _>(&sessions)
-        .prepared()
-        .execute(conn)
-        .await?;
+    lock_lanes(conn, &sessions).await?;
     let versions: Vec<Version> = sql("SELECT id, version FROM waha_sessions WHERE id = ANY($1) AND deleted_at IS NULL")
         .bind::<Array<SqlUuid>, _>(&sessions)
         .prepared()
@@ -149,6 +144,20 @@ pub async fn observe_polled(
         changed += usize::from(observe(conn, chance, now, observation).await?);
     }
     Ok(changed)
+}
+
+/// Locks the lanes of `sessions`. All lanes come before everything else, in the order of their ids: so nobody waits for us in a
+/// circle.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn lock_lanes(conn: &mut AsyncPgConnection, sessions: &[SessionId]) -> Result<(), DbError> {
+    sql("SELECT FROM lanes WHERE session_id = ANY($1) ORDER BY session_id FOR UPDATE")
+        .bind::<Array<SqlUuid>, _>(sessions)
+        .prepared()
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Applies `observation`, unless a later report was applied before. Answers whether the status changed.

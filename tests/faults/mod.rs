@@ -1,4 +1,11 @@
 //! Nothing is lost and nothing doubles, whatever crashes.
 
+mod acks;
 mod broker_away;
+mod database_away;
+mod doubt;
 mod killed;
+mod outage;
+mod pacing;
+mod spool;
+mod stopped;

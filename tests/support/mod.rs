@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "a helper is kept for the tests that will need it")]
 
 pub mod database;
+pub mod invariants;
 pub mod process;
 pub mod proxy;
 pub mod receiver;

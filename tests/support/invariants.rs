@@ -1,0 +1,60 @@
+//! What must hold in the database whenever nothing is under way.
+
+use std::time::Duration;
+
+use super::{World, eventually};
+
+/// Each names the rows that break one rule.
+const RULES: [(&str, &str); 9] = [
+    (
+        "a lane counts what waits in it",
+        "SELECT l.session_id::text FROM lanes l WHERE l.queued <> (SELECT count(*) FROM messages m WHERE m.session_id = l.session_id AND m.status = 'queued')",
+    ),
+    (
+        "a lane with something to do has a time to do it",
+        "SELECT l.session_id::text FROM lanes l WHERE l.ready_at IS NULL AND l.paused_because IS NULL
+            AND (l.in_flight IS NOT NULL OR EXISTS (SELECT FROM messages m WHERE m.session_id = l.session_id AND m.status = 'queued'))",
+    ),
+    ("a paused lane is never due", "SELECT l.session_id::text FROM lanes l WHERE l.paused_because IS NOT NULL AND l.ready_at IS NOT NULL"),
+    (
+        "what is in flight is not settled",
+        "SELECT m.id::text || ' ' || m.status FROM lanes l JOIN messages m ON m.tenant_id = l.tenant_id AND m.id = l.in_flight
+          WHERE m.status NOT IN ('queued', 'sending')",
+    ),
+    (
+        "a message has its last transition's status",
+        "SELECT m.id::text || ' ' || m.status FROM messages m WHERE m.status IS DISTINCT FROM
+            (SELECT t.status FROM message_transitions t WHERE t.tenant_id = m.tenant_id AND t.message_id = m.id ORDER BY t.id DESC LIMIT 1)",
+    ),
+    (
+        "no step is taken twice, except trying again",
+        "SELECT t.message_id::text || ' ' || t.status FROM message_transitions t WHERE t.status <> 'sending' GROUP BY t.message_id, t.status HAVING count(*) > 1",
+    ),
+    (
+        "each step has one event, except sending",
+        "SELECT t.message_id::text || ' ' || t.status FROM message_transitions t WHERE t.status <> 'sending'
+            AND (SELECT count(*) FROM events e WHERE e.message_id = t.message_id AND e.type = 'message.' || t.status) <> 1",
+    ),
+    (
+        "an error is shown for what failed or is being tried",
+        "SELECT m.id::text || ' ' || m.status || ' ' || coalesce(m.error_code, '-') FROM messages m
+          WHERE (m.status = 'failed') <> (m.error_code IS NOT NULL) AND m.status <> 'sending'",
+    ),
+    ("no ack is left behind", "SELECT e.waha_message_id FROM early_acks e JOIN messages m USING (session_id, waha_message_id)"),
+];
+
+/// Waits until every rule holds.
+pub async fn hold(world: &World) {
+    let client = world.db.connect().await;
+    for (rule, query) in RULES {
+        let mut broken = Vec::new();
+        let holds = eventually(Duration::from_secs(20), rule, async || {
+            let rows = client.query(query, &[]).await.unwrap();
+            broken = rows.iter().map(|row| row.get::<_, String>(0)).collect();
+            broken.is_empty().then_some(())
+        });
+        if tokio::time::timeout(Duration::from_secs(15), holds).await.is_err() {
+            panic!("broken: {rule}: {broken:?}");
+        }
+    }
+}
