@@ -202,6 +202,7 @@ async fn keep_early(conn: &mut AsyncPgConnection, mut acks: Vec<AckEvent>) -> Re
     Ok(())
 }
 
+// "Pending" settles no attempt: the engine has the message, WhatsApp perhaps not.
 const ADVANCE: &str = concat!(
     "\
 WITH input AS (
@@ -210,7 +211,7 @@ WITH input AS (
     UPDATE messages m SET
         status = i.status,
         ack = i.ack,
-        attempt_state = 'none',
+        attempt_state = CASE WHEN i.ack = 0 THEN m.attempt_state ELSE 'none' END,
         sent_at = CASE WHEN i.status IN ('sent', 'delivered', 'read', 'played') THEN coalesce(m.sent_at, i.at) ELSE m.sent_at END,
         delivered_at = CASE WHEN i.status IN ('delivered', 'read', 'played') THEN coalesce(m.delivered_at, i.at) ELSE m.delivered_at END,
         read_at = CASE WHEN i.status IN ('read', 'played') THEN coalesce(m.read_at, i.at) ELSE m.read_at END,
