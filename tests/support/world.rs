@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -31,6 +32,7 @@ pub struct World {
     pub engine: Engine,
     pub amqp: String,
     namespace: String,
+    servers: Mutex<Vec<String>>,
     http: reqwest::Client,
 }
 
@@ -52,7 +54,7 @@ impl World {
             Simulator::start(SimulatorConfig { time_scale: 20.0, auto_pair: true, ..simulator }).await.unwrap();
         let namespace = format!("sbtest-{}", Chance::from_system().up_to(u64::MAX));
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
-        Self { db, simulator, engine, amqp: amqp_url(), namespace, http }
+        Self { db, simulator, engine, amqp: amqp_url(), namespace, servers: Mutex::default(), http }
     }
 
     /// The settings of a node that listens on `port`.
@@ -130,6 +132,9 @@ impl World {
             json!({"name": "simulator", "base_url": url, "api_key": "simulator", "engine": engine, "capacity": 10_000});
         let registered = platform.post("/v1/waha-servers", &server).await;
         assert!(matches!(registered.status, StatusCode::CREATED | StatusCode::CONFLICT), "{registered:?}");
+        if let Some(id) = registered.body["id"].as_str() {
+            self.servers.lock().unwrap().push(id.to_owned());
+        }
         let tenant = platform.post("/v1/tenants", &json!({"name": name})).await.expect(StatusCode::CREATED);
         let path = format!("/v1/tenants/{}/api-keys", text(&tenant, "id"));
         let key = platform.post(&path, &json!({"name": "all", "scopes": ["*"]})).await.expect(StatusCode::CREATED);
@@ -158,6 +163,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let namespace = std::mem::take(&mut self.namespace);
+        // Only who used them knows the names of these; left behind, they would fill the broker run by run.
+        let outbound: Vec<String> =
+            self.servers.lock().unwrap().drain(..).map(|id| format!("{namespace}.outbound.{id}")).collect();
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -171,10 +179,20 @@ impl Drop for World {
                     broker.delete_all().await
                 };
                 let _gone = tokio::time::timeout(Duration::from_secs(5), deleting).await;
+                let _gone = tokio::time::timeout(Duration::from_secs(5), delete_queues(&outbound)).await;
             });
         });
         let _ended = cleaning.join();
     }
+}
+
+async fn delete_queues(names: &[String]) -> lapin::Result<()> {
+    let connection = lapin::Connection::connect(&amqp_url(), lapin::ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    for name in names {
+        channel.queue_delete(name.as_str().into(), lapin::options::QueueDeleteOptions::default()).await?;
+    }
+    connection.close(200, "cleaned up".into()).await
 }
 
 /// A node in this process.
