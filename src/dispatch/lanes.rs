@@ -61,7 +61,8 @@ WITH head AS (
     FROM lanes l
     LEFT JOIN LATERAL (
         SELECT m.id FROM messages m
-        WHERE l.in_flight IS NULL AND m.session_id = l.session_id AND m.status = 'queued'
+        WHERE l.in_flight IS NULL AND m.session_id = l.session_id
+          AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL
         ORDER BY m.priority, m.seq LIMIT 1
     ) m ON true
     WHERE l.session_id = ANY($1)

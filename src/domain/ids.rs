@@ -76,4 +76,8 @@ ids! {
     EndpointId;
     /// One event on its way to one endpoint.
     DeliveryId;
+    /// A stored file.
+    MediaId;
+    /// A named set of sessions to send by.
+    SenderPoolId;
 }

@@ -2,6 +2,8 @@
 
 pub mod chance;
 pub mod clock;
+pub mod content;
+pub mod failure;
 pub mod ids;
 pub mod recipient;
 pub mod status;

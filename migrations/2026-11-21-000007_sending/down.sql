@@ -1,0 +1,22 @@
+ALTER TABLE messages DROP CONSTRAINT messages_tenant_id_pool_id_fkey;
+DROP TABLE sender_pool_recipients;
+DROP TABLE sender_pool_sessions;
+DROP TABLE sender_pools;
+DROP TABLE media;
+DROP TABLE foreign_id_endpoints;
+DROP TABLE number_checks;
+DROP TABLE conversations;
+DROP TABLE lane_sends;
+ALTER TABLE waha_servers DROP COLUMN breaker_failures, DROP COLUMN breaker_open_until;
+ALTER TABLE waha_sessions
+    DROP COLUMN restriction_until, DROP COLUMN restriction_since, DROP COLUMN restriction_kind,
+    DROP COLUMN check_numbers, DROP COLUMN windows;
+ALTER TABLE lanes
+    DROP COLUMN unacked, DROP COLUMN restricted_until, DROP COLUMN check_numbers, DROP COLUMN windows,
+    DROP COLUMN typing, DROP COLUMN working_since, DROP COLUMN warm_up, DROP COLUMN new_chats_per_day,
+    DROP COLUMN per_day, DROP COLUMN per_hour, DROP COLUMN per_minute;
+DROP INDEX messages_unacked, messages_expiring, messages_scheduled, messages_held, messages_queue, messages_client_reference;
+ALTER TABLE messages
+    DROP COLUMN revoked_at, DROP COLUMN edited_at, DROP COLUMN resends, DROP COLUMN requeued, DROP COLUMN held_because,
+    DROP COLUMN pool_id, DROP COLUMN client_reference, DROP COLUMN content;
+CREATE INDEX messages_queue ON messages (session_id, priority, seq) WHERE status = 'queued';
