@@ -23,6 +23,19 @@ diesel::table! {
 }
 
 diesel::table! {
+    conversations (session_id, chat_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        chat_id -> Text,
+        first_outbound_at -> Nullable<Timestamptz>,
+        first_inbound_at -> Nullable<Timestamptz>,
+        last_inbound_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     directory_generation (only_row) {
         only_row -> Bool,
         generation -> Int8,
@@ -67,6 +80,15 @@ diesel::table! {
 }
 
 diesel::table! {
+    foreign_id_endpoints (engine, waha_version, endpoint) {
+        engine -> Text,
+        waha_version -> Text,
+        endpoint -> Text,
+        noted_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     idempotency_keys (tenant_id, operation, key) {
         tenant_id -> Uuid,
         operation -> Text,
@@ -79,6 +101,16 @@ diesel::table! {
         sealed -> Bool,
         created_at -> Timestamptz,
         expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    lane_sends (session_id, at, id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        id -> Int8,
+        at -> Timestamptz,
+        new_chat -> Bool,
     }
 }
 
@@ -99,6 +131,35 @@ diesel::table! {
         jitter_ms -> Int4,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        per_minute -> Nullable<Int4>,
+        per_hour -> Nullable<Int4>,
+        per_day -> Nullable<Int4>,
+        new_chats_per_day -> Nullable<Int4>,
+        warm_up -> Nullable<Jsonb>,
+        working_since -> Nullable<Timestamptz>,
+        typing -> Bool,
+        windows -> Nullable<Jsonb>,
+        check_numbers -> Bool,
+        restricted_until -> Nullable<Timestamptz>,
+        unacked -> Int4,
+    }
+}
+
+diesel::table! {
+    media (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 255]
+        mime_type -> Varchar,
+        #[max_length = 255]
+        filename -> Nullable<Varchar>,
+        size -> Int8,
+        sha256 -> Bytea,
+        storage_key -> Text,
+        source_url -> Nullable<Text>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -155,6 +216,27 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        content -> Nullable<Jsonb>,
+        #[max_length = 255]
+        client_reference -> Nullable<Varchar>,
+        pool_id -> Nullable<Uuid>,
+        held_because -> Nullable<Text>,
+        requeued -> Bool,
+        resends -> Int2,
+        edited_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    number_checks (tenant_id, phone) {
+        tenant_id -> Uuid,
+        #[max_length = 20]
+        phone -> Varchar,
+        registered -> Bool,
+        chat_id -> Nullable<Text>,
+        checked_at -> Timestamptz,
+        expires_at -> Timestamptz,
     }
 }
 
@@ -166,6 +248,39 @@ diesel::table! {
         #[max_length = 20]
         prefix -> Varchar,
         secret_hash -> Bytea,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    sender_pool_recipients (pool_id, chat_id) {
+        tenant_id -> Uuid,
+        pool_id -> Uuid,
+        chat_id -> Text,
+        session_id -> Uuid,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sender_pool_sessions (pool_id, session_id) {
+        tenant_id -> Uuid,
+        pool_id -> Uuid,
+        session_id -> Uuid,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sender_pools (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 100]
+        name -> Varchar,
+        version -> Int8,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
@@ -241,6 +356,8 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        breaker_open_until -> Nullable<Timestamptz>,
+        breaker_failures -> Int4,
     }
 }
 
@@ -275,6 +392,11 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        windows -> Nullable<Jsonb>,
+        check_numbers -> Bool,
+        restriction_kind -> Nullable<Text>,
+        restriction_since -> Nullable<Timestamptz>,
+        restriction_until -> Nullable<Timestamptz>,
     }
 }
 
@@ -332,6 +454,9 @@ diesel::table! {
 diesel::joinable!(api_keys -> tenants (tenant_id));
 diesel::joinable!(events -> tenants (tenant_id));
 diesel::joinable!(lanes -> waha_servers (waha_server_id));
+diesel::joinable!(media -> tenants (tenant_id));
+diesel::joinable!(number_checks -> tenants (tenant_id));
+diesel::joinable!(sender_pools -> tenants (tenant_id));
 diesel::joinable!(users -> tenants (tenant_id));
 diesel::joinable!(waha_sessions -> tenants (tenant_id));
 diesel::joinable!(waha_sessions -> waha_servers (waha_server_id));
@@ -339,15 +464,23 @@ diesel::joinable!(webhook_endpoints -> tenants (tenant_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
     api_keys,
+    conversations,
     directory_generation,
     early_acks,
     event_cursors,
     events,
+    foreign_id_endpoints,
     idempotency_keys,
+    lane_sends,
     lanes,
+    media,
     message_transitions,
     messages,
+    number_checks,
     platform_keys,
+    sender_pool_recipients,
+    sender_pool_sessions,
+    sender_pools,
     spool,
     tenants,
     users,
