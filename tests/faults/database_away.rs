@@ -50,7 +50,10 @@ async fn connections_cut_in_the_middle_of_everything_lose_nothing_and_double_not
             let moving = world.simulator.control().ledger_when(|ledger| ledger.entries.len() > round * 20);
             tokio::time::timeout(PATIENCE, moving).await.expect("messages to leave");
             proxy.cut();
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            eventually(PATIENCE, "the node to miss its database", async || {
+                (tenant.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+            })
+            .await;
             proxy.restore();
         }
     };
