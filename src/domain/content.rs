@@ -33,16 +33,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind that can be sent, in the order of the documentation.
-    pub const ALL: [Self; 8] = [
-        Self::Text,
-        Self::Image,
-        Self::Video,
-        Self::Voice,
-        Self::Document,
-        Self::Location,
-        Self::Contact,
-        Self::Poll,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Text, Self::Image, Self::Video, Self::Voice, Self::Document, Self::Location, Self::Contact, Self::Poll];
 
     /// The kind as the API and the database write it.
     #[must_use]
