@@ -7,12 +7,17 @@ DROP TABLE foreign_id_endpoints;
 DROP TABLE number_checks;
 DROP TABLE conversations;
 DROP TABLE lane_sends;
-ALTER TABLE waha_servers DROP COLUMN breaker_failures, DROP COLUMN breaker_open_until;
+ALTER TABLE waha_servers DROP COLUMN breaker_trial_at, DROP COLUMN breaker_failures, DROP COLUMN breaker_open_until;
 ALTER TABLE waha_sessions
     DROP COLUMN restriction_until, DROP COLUMN restriction_since, DROP COLUMN restriction_kind,
     DROP COLUMN check_numbers, DROP COLUMN windows;
+DROP INDEX lanes_restricted;
+ALTER TABLE lanes DROP COLUMN paused_because, DROP CONSTRAINT lanes_stopped_because_check;
+ALTER TABLE lanes RENAME COLUMN stopped_because TO paused_because;
+ALTER TABLE lanes ADD CONSTRAINT lanes_paused_because_check
+    CHECK (paused_because IN ('session_not_working', 'paused_by_tenant', 'session_deleted'));
 ALTER TABLE lanes
-    DROP COLUMN unacked, DROP COLUMN restricted_until, DROP COLUMN check_numbers, DROP COLUMN windows,
+    DROP COLUMN tenant_pause_reason, DROP COLUMN tenant_paused_at, DROP COLUMN last_send_at, DROP COLUMN unacked, DROP COLUMN restricted_until, DROP COLUMN check_numbers, DROP COLUMN windows,
     DROP COLUMN typing, DROP COLUMN working_since, DROP COLUMN warm_up, DROP COLUMN new_chats_per_day,
     DROP COLUMN per_day, DROP COLUMN per_hour, DROP COLUMN per_minute;
 DROP INDEX messages_unacked, messages_expiring, messages_scheduled, messages_held, messages_queue, messages_client_reference;

@@ -17,7 +17,8 @@ CREATE UNIQUE INDEX messages_client_reference ON messages (tenant_id, client_ref
 DROP INDEX messages_queue;
 -- What waits, in the order in which it leaves.
 CREATE INDEX messages_queue ON messages (session_id, priority, seq) WHERE (status = 'queued' OR requeued) AND held_because IS NULL;
-CREATE INDEX messages_held ON messages (session_id, seq) WHERE held_because IS NOT NULL;
+-- What waits outside of the queue; lanes.queued does not count it.
+CREATE INDEX messages_held ON messages (session_id, held_because, priority, seq) WHERE held_because IS NOT NULL;
 CREATE INDEX messages_scheduled ON messages (scheduled_at) WHERE status = 'scheduled';
 CREATE INDEX messages_expiring ON messages (expires_at) WHERE expires_at IS NOT NULL AND status IN ('scheduled', 'queued');
 -- Handed over and not acknowledged by WhatsApp's server.
@@ -39,7 +40,20 @@ ALTER TABLE lanes
     -- WhatsApp refuses messages to people not written with before, until then; infinity: until further notice.
     ADD COLUMN restricted_until  timestamptz,
     -- Messages in a row that were handed over and not acknowledged by WhatsApp's server.
-    ADD COLUMN unacked           integer NOT NULL DEFAULT 0 CHECK (unacked >= 0);
+    ADD COLUMN unacked           integer NOT NULL DEFAULT 0 CHECK (unacked >= 0),
+    -- When the last attempt ended. next_slot_at is this and the gap; a gap that changes applies from here on.
+    ADD COLUMN last_send_at      timestamptz,
+    -- Paused by the tenant, which is independent of what else holds the lane.
+    ADD COLUMN tenant_paused_at  timestamptz,
+    ADD COLUMN tenant_pause_reason varchar(200);
+-- What holds the lane apart from the tenant is stopped_because; paused_because says whether anything does, and is never written.
+ALTER TABLE lanes DROP CONSTRAINT lanes_paused_because_check;
+ALTER TABLE lanes RENAME COLUMN paused_because TO stopped_because;
+ALTER TABLE lanes
+    ADD CONSTRAINT lanes_stopped_because_check CHECK (stopped_because IN ('session_not_working', 'session_deleted')),
+    ADD COLUMN paused_because text GENERATED ALWAYS AS (
+        coalesce(stopped_because, CASE WHEN tenant_paused_at IS NOT NULL THEN 'paused_by_tenant' END)) STORED;
+CREATE INDEX lanes_restricted ON lanes (restricted_until) WHERE restricted_until IS NOT NULL;
 
 ALTER TABLE waha_sessions
     ADD COLUMN windows           jsonb,
@@ -51,7 +65,9 @@ ALTER TABLE waha_sessions
 ALTER TABLE waha_servers
     -- The circuit breaker: no turns for this server until then; failures in a row.
     ADD COLUMN breaker_open_until timestamptz,
-    ADD COLUMN breaker_failures   integer NOT NULL DEFAULT 0 CHECK (breaker_failures >= 0);
+    ADD COLUMN breaker_failures   integer NOT NULL DEFAULT 0 CHECK (breaker_failures >= 0),
+    -- When the last turn was given to try the server out after that; sends close the breaker by setting breaker_open_until to NULL.
+    ADD COLUMN breaker_trial_at   timestamptz;
 
 -- Sends of lanes with caps: the n-th latest tells when the next may leave.
 CREATE TABLE lane_sends (

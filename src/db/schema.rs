@@ -125,7 +125,7 @@ diesel::table! {
         claimed_fence -> Int8,
         lease_until -> Nullable<Timestamptz>,
         next_slot_at -> Timestamptz,
-        paused_because -> Nullable<Text>,
+        stopped_because -> Nullable<Text>,
         queued -> Int4,
         min_gap_ms -> Int4,
         jitter_ms -> Int4,
@@ -142,6 +142,11 @@ diesel::table! {
         check_numbers -> Bool,
         restricted_until -> Nullable<Timestamptz>,
         unacked -> Int4,
+        last_send_at -> Nullable<Timestamptz>,
+        tenant_paused_at -> Nullable<Timestamptz>,
+        #[max_length = 200]
+        tenant_pause_reason -> Nullable<Varchar>,
+        paused_because -> Nullable<Text>,
     }
 }
 
@@ -358,6 +363,7 @@ diesel::table! {
         deleted_at -> Nullable<Timestamptz>,
         breaker_open_until -> Nullable<Timestamptz>,
         breaker_failures -> Int4,
+        breaker_trial_at -> Nullable<Timestamptz>,
     }
 }
 

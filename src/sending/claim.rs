@@ -136,6 +136,7 @@ WITH input AS (
         in_flight = CASE WHEN b.id IS NOT NULL THEN l.in_flight END,
         lease_until = CASE WHEN b.id IS NOT NULL THEN $6 END,
         next_slot_at = CASE WHEN b.id IS NOT NULL THEN l.next_slot_at ELSE slot.at END,
+        last_send_at = CASE WHEN b.id IS NOT NULL THEN l.last_send_at ELSE $5 END,
         ready_at = CASE WHEN b.id IS NOT NULL THEN $6 WHEN l.queued > 0 THEN slot.at END,
         queued = greatest(l.queued - coalesce(b.status = 'queued', false)::int, 0),
         updated_at = $5

@@ -135,6 +135,7 @@ WITH input AS (
         in_flight = CASE WHEN again.again THEN l.in_flight END,
         lease_until = NULL,
         next_slot_at = lane.free_at,
+        last_send_at = lane.at,
         ready_at = CASE WHEN l.paused_because IS NOT NULL THEN NULL
                         WHEN again.again THEN greatest(lane.retry_at, lane.free_at)
                         WHEN l.queued > 0 THEN lane.free_at END,

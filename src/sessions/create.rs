@@ -64,7 +64,7 @@ WITH s AS (
     VALUES ($1, $2, $3, $4, $5, $6, 'epoch', $8, $9, $10, $11, $12, $13, $14, $7, $7)
     RETURNING *
 ), l AS (
-    INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, paused_because, min_gap_ms, jitter_ms,
+    INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, stopped_because, min_gap_ms, jitter_ms,
                        created_at, updated_at)
     SELECT s.tenant_id, s.id, s.waha_server_id, $7, 'session_not_working', $15, $16, $7, $7 FROM s
     RETURNING *

@@ -78,16 +78,20 @@ SELECT ",
     ", s.changed FROM s JOIN lanes l ON l.tenant_id = s.tenant_id AND l.session_id = s.id"
 );
 
+// A turn that nobody claimed is given again at once; a claim holds until its lease ends.
 const LANE: &str = "\
 UPDATE lanes l SET
-    paused_because = CASE WHEN $3 THEN nullif(l.paused_because, 'session_not_working')
-                          ELSE coalesce(l.paused_because, 'session_not_working') END,
-    ready_at = CASE WHEN NOT $3 OR nullif(l.paused_because, 'session_not_working') IS NOT NULL THEN NULL
-                    WHEN l.in_flight IS NOT NULL THEN greatest(l.lease_until, l.next_slot_at, $4)
+    stopped_because = CASE WHEN $3 THEN nullif(l.stopped_because, 'session_not_working')
+                           ELSE coalesce(l.stopped_because, 'session_not_working') END,
+    ready_at = CASE WHEN NOT $3 OR nullif(l.stopped_because, 'session_not_working') IS NOT NULL
+                         OR l.tenant_paused_at IS NOT NULL THEN NULL
+                    WHEN l.in_flight IS NOT NULL
+                    THEN greatest(CASE WHEN l.claimed_fence = l.fence THEN l.lease_until END, l.next_slot_at, $4)
                     WHEN l.queued > 0 THEN greatest(l.next_slot_at, $4) END,
+    working_since = CASE WHEN $3 THEN coalesce(l.working_since, $4) ELSE l.working_since END,
     updated_at = $4
 WHERE l.tenant_id = $1 AND l.session_id = $2
-  AND (l.paused_because IS NOT DISTINCT FROM 'session_not_working') = $3";
+  AND (l.stopped_because IS NOT DISTINCT FROM 'session_not_working') = $3";
 
 #[derive(QueryableByName)]
 struct Observed {
