@@ -1,6 +1,7 @@
 //! What a test or an operator does to the simulator, in process or under `/_simulator/`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::answers::Answer;
+use super::brakes::{Capping, Timelock};
 use super::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
 use super::ledger::Ledger;
 use super::numbers;
@@ -124,7 +126,37 @@ impl Control {
         Ok(())
     }
 
-    /// What each recipient saw, and every POST of a send.
+    /// WhatsApp refuses (463) what the session writes to people it has no conversation with: as a 500 on GOWS, as ack -1
+    /// elsewhere. `None` lifts it.
+    ///
+    /// # Errors
+    /// The session does not exist.
+    pub fn timelock(&self, session: &str, timelock: Option<Timelock>) -> Result<(), ControlError> {
+        self.session(session)?.brake(&self.world, |brakes| brakes.timelock = timelock);
+        Ok(())
+    }
+
+    /// WhatsApp lets the session write to so many new people only. `None` lifts it.
+    ///
+    /// # Errors
+    /// The session does not exist.
+    pub fn capping(&self, session: &str, capping: Option<Capping>) -> Result<(), ControlError> {
+        self.session(session)?.brake(&self.world, |brakes| brakes.capping = capping);
+        Ok(())
+    }
+
+    /// From now on WhatsApp knows the number `phone` (digits) as the number `known`, or not at all. What is sent to another
+    /// variant than the known one gets 201 and vanishes.
+    pub fn number(&self, phone: &str, known: Option<&str>) {
+        self.world.write_number(phone.to_owned(), known.map(str::to_owned));
+    }
+
+    /// Whether a repeat of a message id shows another bubble, as a client that does not mind ids would.
+    pub fn repeats_show(&self, on: bool) {
+        self.world.repeats_show.store(on, Ordering::Relaxed);
+    }
+
+    /// What each recipient saw, and every call.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         self.ledger_of(None)
@@ -141,7 +173,9 @@ impl Control {
             }
         }
         ledger.entries.sort_by_key(|entry| entry.sequence);
+        ledger.inbound.sort_by_key(|entry| entry.sequence);
         ledger.posts.sort_by_key(|post| post.started_tick);
+        ledger.calls.sort_by_key(|call| call.started_tick);
         ledger
     }
 
@@ -288,6 +322,30 @@ struct Inbound {
     text: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Braked {
+    session: String,
+    #[serde(default)]
+    timelock: Option<Timelock>,
+    #[serde(default)]
+    capping: Option<Capping>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Number {
+    phone: String,
+    #[serde(default)]
+    known: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Repeats {
+    show: bool,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Restart {
@@ -320,6 +378,17 @@ pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
                 Ok(id) => Answer::of(201, &json!({"id": id})),
                 Err(error) => done(Err(error)),
             }
+        }),
+        "POST brakes" => body(call).map_or_else(invalid, |Braked { session, timelock, capping }| {
+            done(control.timelock(&session, timelock).and_then(|()| control.capping(&session, capping)))
+        }),
+        "POST numbers" => body(call).map_or_else(invalid, |Number { phone, known }| {
+            control.number(&phone, known.as_deref());
+            Answer::empty(204)
+        }),
+        "POST repeats" => body(call).map_or_else(invalid, |Repeats { show }| {
+            control.repeats_show(show);
+            Answer::empty(204)
         }),
         "POST faults" => body(call).map_or_else(invalid, |plan: FaultPlan| {
             control.add_faults(plan);

@@ -1,5 +1,6 @@
 //! Faults on demand: which call goes wrong, and how.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub struct FaultPlan {
 #[serde(deny_unknown_fields)]
 pub struct FaultRule {
     /// WAHA's path as its OpenAPI writes it, the same without `/api/` and without placeholders (`sendText`, `sessions/start`,
-    /// `chats/messages`), or `*` for every call.
+    /// `chats/messages`), or `*` for every call. With a method before it (`PUT chats/messages`) calls of that method only.
     #[serde(default = "any")]
     pub endpoint: String,
     /// The session's name, or `*`.
@@ -38,6 +39,9 @@ pub struct FaultRule {
     /// From 0.0 to 1.0.
     #[serde(default = "certain")]
     pub probability: f64,
+    /// A session that was started anew since the rule was set is spared.
+    #[serde(default)]
+    pub until_restart: bool,
     /// What happens.
     pub fault: Fault,
 }
@@ -46,7 +50,15 @@ impl FaultRule {
     /// A rule that always strikes, for one endpoint and every session.
     #[must_use]
     pub fn always(endpoint: &str, fault: Fault) -> Self {
-        Self { endpoint: endpoint.to_owned(), session: any(), nth: None, times: None, probability: 1.0, fault }
+        Self {
+            endpoint: endpoint.to_owned(),
+            session: any(),
+            nth: None,
+            times: None,
+            probability: 1.0,
+            until_restart: false,
+            fault,
+        }
     }
 
     /// The same, at most `times` times.
@@ -65,6 +77,12 @@ impl FaultRule {
     #[must_use]
     pub fn sometimes(self, probability: f64) -> Self {
         Self { probability, ..self }
+    }
+
+    /// The same, until the session that it strikes is started anew.
+    #[must_use]
+    pub fn until_restart(self) -> Self {
+        Self { until_restart: true, ..self }
     }
 
     /// The same, for the nth matching call only, counted from 1.
@@ -105,6 +123,9 @@ pub enum Fault {
     /// 500 "server returned error 463". Not sent.
     #[serde(rename = "refused_463")]
     Refused463,
+    /// 500 "server returned error 400", as GOWS answers every send of a session that has to be restarted. Not sent.
+    #[serde(rename = "refused_400")]
+    Refused400,
     /// A proxy's page. Not sent.
     #[serde(rename = "bad_gateway_502")]
     BadGateway502,
@@ -133,8 +154,18 @@ pub enum Fault {
     ForeignId,
     /// Sent, and the answer names no id.
     NoId,
-    /// 201 like any other, but nothing is sent: a session that is WORKING in name only.
+    /// 201 like any other, but nothing is sent and nothing is told: a session that is WORKING in name only.
     Swallowed,
+    /// 201 and `message.any`, but the message stays PENDING for ever. Sent.
+    StuckAfterSend,
+    /// 201 and `message.any`, but the message stays PENDING for ever. Not sent.
+    StuckWithoutSend,
+    /// 201, then ack -1. Not sent.
+    AckError,
+    /// Acks 1, then -1 although it arrived. Sent.
+    AckErrorLate,
+    /// Acknowledged as read, and by no other ack. Sent.
+    AckReadOnly,
 }
 
 /// What goes wrong with webhooks; probabilities from 0.0 to 1.0.
@@ -182,12 +213,19 @@ struct Counted {
     rule: FaultRule,
     matched: u64,
     struck: u64,
+    /// Sessions that were started anew.
+    spared: HashSet<String>,
 }
 
 impl Faults {
     pub fn add(&self, plan: FaultPlan) {
         let mut current = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        current.rules.extend(plan.rules.into_iter().map(|rule| Counted { rule, matched: 0, struck: 0 }));
+        current.rules.extend(plan.rules.into_iter().map(|rule| Counted {
+            rule,
+            matched: 0,
+            struck: 0,
+            spared: HashSet::new(),
+        }));
         if plan.webhooks.is_some() {
             current.webhooks = plan.webhooks;
         }
@@ -201,15 +239,17 @@ impl Faults {
     }
 
     /// The fault of this call, if any strikes.
-    pub fn strike(&self, template: &str, session: Option<&str>, chance: &Chance) -> Option<Fault> {
+    pub fn strike(&self, method: &str, template: &str, session: Option<&str>, chance: &Chance) -> Option<Fault> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         for counted in &mut plan.rules {
             let rule = &counted.rule;
-            let endpoint_fits = rule.endpoint == "*" || rule.endpoint == template || rule.endpoint == short(template);
-            if !endpoint_fits || (rule.session != "*" && Some(rule.session.as_str()) != session) {
+            let (of_method, endpoint) = rule.endpoint.split_once(' ').unwrap_or((method, &rule.endpoint));
+            let fits = of_method == method && (endpoint == "*" || endpoint == template || endpoint == short(template));
+            let spared = session.is_some_and(|session| counted.spared.contains(session));
+            if !fits || spared || (rule.session != "*" && Some(rule.session.as_str()) != session) {
                 continue;
             }
             counted.matched += 1;
@@ -222,6 +262,16 @@ impl Faults {
             }
         }
         None
+    }
+
+    /// The session was started anew.
+    pub fn restarted(&self, session: &str) {
+        if self.any.load(Ordering::Acquire) {
+            let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+            for counted in plan.rules.iter_mut().filter(|counted| counted.rule.until_restart) {
+                counted.spared.insert(session.to_owned());
+            }
+        }
     }
 
     pub fn webhook(&self, event: &str, chance: &Chance) -> WebhookFate {
@@ -288,15 +338,30 @@ mod tests {
             r#"{"rules":[{"endpoint":"sendText","session":"a","nth":2,"fault":"hang_after_send"},
                          {"endpoint":"sessions/start","times":1,"fault":{"delay_ms":5}}]}"#,
         );
-        assert_eq!(faults.strike("/api/sendText", Some("b"), &chance), None);
-        assert_eq!(faults.strike("/api/sendText", Some("a"), &chance), None);
-        assert_eq!(faults.strike("/api/sendText", Some("a"), &chance), Some(Fault::HangAfterSend));
-        assert_eq!(faults.strike("/api/sendText", Some("a"), &chance), None);
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("b"), &chance), None);
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("a"), &chance), None);
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("a"), &chance), Some(Fault::HangAfterSend));
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("a"), &chance), None);
         let start = "/api/sessions/{session}/start";
-        assert_eq!(faults.strike(start, Some("a"), &chance), Some(Fault::DelayMs(5)));
-        assert_eq!(faults.strike(start, Some("a"), &chance), None);
+        assert_eq!(faults.strike("POST", start, Some("a"), &chance), Some(Fault::DelayMs(5)));
+        assert_eq!(faults.strike("POST", start, Some("a"), &chance), None);
         faults.clear();
-        assert_eq!(faults.strike("/api/sendText", Some("a"), &chance), None);
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("a"), &chance), None);
+    }
+
+    #[test]
+    fn a_method_and_a_restart_are_minded() {
+        let chance = Chance::seeded(1);
+        let faults = faults(
+            r#"{"rules":[{"endpoint":"PUT chats/messages","fault":"not_found_404"},
+                         {"endpoint":"sendText","until_restart":true,"fault":"refused_400"}]}"#,
+        );
+        let message = "/api/{session}/chats/{chatId}/messages/{messageId}";
+        assert_eq!(faults.strike("GET", message, Some("a"), &chance), None);
+        assert_eq!(faults.strike("PUT", message, Some("a"), &chance), Some(Fault::NotFound404));
+        faults.restarted("a");
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("a"), &chance), None);
+        assert_eq!(faults.strike("POST", "/api/sendText", Some("b"), &chance), Some(Fault::Refused400));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::routes::{self, Call, Found, Route};
 use super::sends::{self, PostGuard};
 use super::session::Session;
 use super::world::World;
-use super::{control, lifecycle, pairing, read_back};
+use super::{content, control, lifecycle, pairing, read_back};
 
 /// Media come as base64 in the body; this is more than WhatsApp takes.
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
@@ -99,12 +99,13 @@ async fn act(world: Arc<World>, found: Found, call: Arc<Call>) -> HttpResponse {
     }
     let session_name = found.session.as_deref().or_else(|| call.text("session")).or_else(|| call.parameter("session"));
     let session = session_name.and_then(|name| world.session(name));
-    let post = match (&found.route, &session) {
-        (Route::Send(endpoint), Some(session)) => Some(PostGuard::begin(&world, session, endpoint, &call.body)),
-        _ => None,
+    let named = match found.route {
+        Route::CreateSession => call.text("name"),
+        _ => session_name,
     };
-    let fault = world.faults.strike(found.template, session_name, &world.chance);
-    let name = session_name.unwrap_or_default();
+    let name = named.unwrap_or_default();
+    let post = PostGuard::begin(&world, &found.route, name, session.as_deref(), &call);
+    let fault = world.faults.strike(&call.method, found.template, named, &world.chance);
     if let Some(refusal) = fault.and_then(|fault| before(&world, fault, name, session.as_deref(), &call)) {
         return finish(post, refusal);
     }
@@ -115,7 +116,7 @@ async fn act(world: Arc<World>, found: Found, call: Arc<Call>) -> HttpResponse {
     }
     // On the runtime that outlives requests: a caller that hangs up does not undo what it asked for.
     let index = post.as_ref().map(PostGuard::index);
-    let answer = if session.as_ref().is_some_and(|session| needs_no_wait(&found.route, session)) {
+    let answer = if session.as_ref().is_some_and(|session| needs_no_wait(&found.route, session, &call)) {
         perform(Arc::clone(&world), found.route, session, Arc::clone(&call), index, fault, name.to_owned()).await
     } else {
         let (world_of_task, call_of_task, name) = (Arc::clone(&world), Arc::clone(&call), name.to_owned());
@@ -129,8 +130,10 @@ async fn act(world: Arc<World>, found: Found, call: Arc<Call>) -> HttpResponse {
 }
 
 /// Whether the call has its whole effect before its first wait, so that a hang-up cannot cut it.
-fn needs_no_wait(route: &Route, session: &Session) -> bool {
-    matches!(route, Route::Send(_)) && session.current() == super::session::Status::Working
+fn needs_no_wait(route: &Route, session: &Session, call: &Call) -> bool {
+    matches!(route, Route::Send(_))
+        && session.current() == super::session::Status::Working
+        && !content::is_fetched(call)
 }
 
 fn finish(post: Option<PostGuard>, answer: Answer) -> HttpResponse {
@@ -153,6 +156,7 @@ fn before(world: &World, fault: Fault, name: &str, session: Option<&Session>, ca
         Fault::BadRequest400 => Answer::invalid(&["chatId must be a string".to_owned()]),
         Fault::TooMany429 => Answer::nest(429, "Too Many Requests"),
         Fault::Error500Before => sends::connection_closed(world, call),
+        Fault::Refused400 => sends::refused_by_whatsapp(world, call, 400),
         Fault::BadGateway502 => Answer::proxy_page(502),
         Fault::Unavailable503 => Answer::proxy_page(503),
         _ => return None,
@@ -208,7 +212,7 @@ async fn perform(
             lifecycle::change(&world, &route, session, &call).await
         }
         Route::Me => lifecycle::me(session.as_deref(), &name),
-        Route::CheckExists | Route::Reaction | Route::Gesture if name.is_empty() => {
+        Route::CheckExists | Route::Reaction | Route::Gesture(_) if name.is_empty() => {
             Answer::nest(400, "Session name is required")
         }
         Route::Send(_) if name.is_empty() => Answer::nest(400, "Session name is required"),

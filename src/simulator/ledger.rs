@@ -1,28 +1,37 @@
-//! What each recipient saw, and every POST that was made: the judge of "one message, one effect".
+//! What each recipient saw, and every call that was made: the judge of "one message, one effect".
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::Value;
+
+use super::content::{Content, SeenFile};
 
 /// A snapshot of everything that was posted and seen.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Ledger {
     /// Outbound messages in the order WhatsApp got them.
     pub entries: Vec<LedgerEntry>,
+    /// Inbound messages, in the order they came.
+    pub inbound: Vec<LedgerEntry>,
     /// Every POST of a send, refused ones too, in the order they began.
     pub posts: Vec<PostRecord>,
+    /// Every other call that has an effect or asks WhatsApp, in the order they began: `startTyping`, `stopTyping`, `sendSeen`,
+    /// `presence`, `reaction`, `edit`, `revoke`, `read`, `check-exists`, `message`, `messages`, `create`, `update`, `start`,
+    /// `stop`, `restart`, `logout`, `delete`.
+    pub calls: Vec<PostRecord>,
 }
 
-/// One message: at most one bubble, however often it was posted.
+/// One message: at most one bubble, however often it was posted, unless repeats are set to double.
 #[derive(Clone, Debug, Serialize)]
 pub struct LedgerEntry {
-    /// Order of arrival over all sessions.
+    /// Order of arrival over all sessions; of what the recipient has, the order of appearance.
     pub sequence: u64,
-    /// The session that sent it.
+    /// The session it belongs to.
     pub session: String,
-    /// The recipient's chat id.
+    /// The other side's chat id.
     pub chat: String,
     /// The bare message id.
     pub id: String,
@@ -30,31 +39,49 @@ pub struct LedgerEntry {
     pub kind: &'static str,
     /// Text or caption, as first posted or last edited.
     pub text: String,
+    /// The file, of image, file, voice and video.
+    pub file: Option<SeenFile>,
+    /// What the kind has beyond text and file, as WAHA was given it: `poll`, `latitude`, `contacts`, `reply_to`, `mentions`, …
+    pub details: Value,
     /// Whether the recipient has a bubble.
     pub seen: bool,
+    /// How many bubbles the recipient has.
+    pub bubbles: u32,
+    /// Whether its text was changed after it was sent.
+    pub edited: bool,
+    /// Whether it was taken back for everyone.
+    pub revoked: bool,
+    /// The session's own reaction; empty for none.
+    pub reaction: String,
+    /// Inbound: whether the session has shown that it read it.
+    pub read: bool,
     /// When the engine handed it to WhatsApp for the first time.
     pub first_seen: DateTime<Utc>,
     /// The highest ack so far: -1 refused, 0 pending, 1 server, 2 device, 3 read.
     pub ack: i8,
     /// How many POSTs carried this id.
     pub post_count: u32,
-    /// A later POST with the same id had another text, which nobody saw.
+    /// A later POST with the same id said something else, which nobody saw.
     pub altered: bool,
     /// Its POSTs that reached the engine.
     pub posts: Vec<PostRecord>,
 }
 
-/// One POST of a send, from the first byte understood to the answer.
+/// One call, from the first byte understood to the answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct PostRecord {
-    /// The session named in the body.
+    /// The session it is about.
     pub session: String,
     /// `sendText`, `sendImage`, …
     pub endpoint: &'static str,
-    /// The chat named in the body, if any.
+    /// The chat it names, if any.
     pub chat: Option<String>,
-    /// The message id asked for, if any.
+    /// The message id asked for, if any; of other calls what they are about: a message, a phone, a presence.
     pub requested_id: Option<String>,
+    /// The text or caption of a send.
+    pub text: Option<String>,
+    /// Whether the session was WORKING when it began.
+    pub working: bool,
     /// When it began.
     pub started: DateTime<Utc>,
     /// When it was answered or given up by the caller; none while it is under way.
@@ -65,47 +92,6 @@ pub struct PostRecord {
     pub ended_tick: Option<u64>,
     /// The status answered; none when it never was.
     pub status: Option<u16>,
-}
-
-impl Ledger {
-    /// The entry of one message.
-    #[must_use]
-    pub fn entry(&self, session: &str, id: &str) -> Option<&LedgerEntry> {
-        self.entries.iter().find(|entry| entry.session == session && entry.id == id)
-    }
-
-    /// The texts one session's recipients saw, in order.
-    #[must_use]
-    pub fn texts(&self, session: &str) -> Vec<&str> {
-        let seen = self.entries.iter().filter(|entry| entry.session == session && entry.seen);
-        seen.map(|entry| entry.text.as_str()).collect()
-    }
-
-    /// How many bubbles say exactly `text`, over all sessions and chats.
-    #[must_use]
-    pub fn bubbles(&self, text: &str) -> usize {
-        self.entries.iter().filter(|entry| entry.seen && entry.text == text).count()
-    }
-
-    /// Pairs of POSTs of one session that were under way at the same time.
-    #[must_use]
-    pub fn overlaps(&self) -> Vec<(PostRecord, PostRecord)> {
-        let mut open: HashMap<&str, &PostRecord> = HashMap::new();
-        let mut found = Vec::new();
-        for post in &self.posts {
-            if let Some(before) = open.get(post.session.as_str())
-                && before.ended_tick.is_none_or(|ended| ended > post.started_tick)
-            {
-                found.push(((*before).clone(), post.clone()));
-            }
-            let lasts = |post: &PostRecord| post.ended_tick.unwrap_or(u64::MAX);
-            let known = open.entry(&post.session).or_insert(post);
-            if lasts(post) > lasts(known) {
-                *known = post;
-            }
-        }
-        found
-    }
 }
 
 /// The messages of one session, in and out; outlives the session.
@@ -124,11 +110,17 @@ pub(super) struct Entry {
     pub id: Box<str>,
     pub kind: &'static str,
     pub text: Box<str>,
+    pub content: Option<Arc<Content>>,
     pub from_me: bool,
-    pub seen: bool,
     pub at: DateTime<Utc>,
     pub ack: i8,
+    pub edited: bool,
     pub revoked: bool,
+    pub reaction: Option<Box<str>>,
+    pub read: bool,
+    bubbles: u32,
+    /// Order and time of the first bubble; of the arrival while there is none.
+    appeared: (u64, DateTime<Utc>),
     altered: bool,
     post_count: u32,
     /// Another chat's message with the same id.
@@ -136,14 +128,22 @@ pub(super) struct Entry {
 }
 
 struct Post {
-    endpoint: &'static str,
-    chat: Option<Box<str>>,
-    requested_id: Option<Box<str>>,
-    started: DateTime<Utc>,
-    started_tick: u64,
+    start: PostStart,
     ended: Option<(DateTime<Utc>, u64)>,
     status: Option<u16>,
     entry: Option<u32>,
+}
+
+/// A call that begins.
+pub(super) struct PostStart {
+    pub endpoint: &'static str,
+    pub is_send: bool,
+    pub chat: Option<Box<str>>,
+    pub requested_id: Option<Box<str>>,
+    pub text: Option<Box<str>>,
+    pub working: bool,
+    pub at: DateTime<Utc>,
+    pub tick: u64,
 }
 
 /// What is put down about a message.
@@ -153,8 +153,11 @@ pub(super) struct Arrival<'a> {
     pub id: &'a str,
     pub kind: &'static str,
     pub text: &'a str,
+    pub content: Option<Arc<Content>>,
     pub from_me: bool,
     pub seen: bool,
+    /// Whether a repeat of the id shows another bubble.
+    pub repeats_show: bool,
     pub at: DateTime<Utc>,
     pub ack: i8,
 }
@@ -164,14 +167,22 @@ impl Mailbox {
         Self { session, entries: Vec::new(), by_id: HashMap::new(), by_chat: HashMap::new(), posts: Vec::new() }
     }
 
-    /// Puts a message down; true when this id was new in this chat.
+    /// Puts a message down; true when it is new to the recipient: its id was not there before in this chat, or had reached
+    /// nobody.
     pub fn arrive(&mut self, arrival: &Arrival<'_>) -> (u32, bool) {
         if let Some(index) = self.find(Some(arrival.chat), arrival.id) {
-            if let Some(entry) = self.entries.get_mut(index as usize) {
-                entry.post_count = entry.post_count.saturating_add(1);
-                entry.altered |= *entry.text != *arrival.text;
+            let Some(entry) = self.entries.get_mut(index as usize) else { return (index, false) };
+            entry.post_count = entry.post_count.saturating_add(1);
+            entry.altered |= *entry.text != *arrival.text || entry.content != arrival.content;
+            let first = arrival.seen && entry.bubbles == 0;
+            if first {
+                entry.appeared = (arrival.sequence, arrival.at);
+                entry.ack = entry.ack.max(arrival.ack);
             }
-            return (index, false);
+            if first || (arrival.seen && arrival.repeats_show) {
+                entry.bubbles = entry.bubbles.saturating_add(1);
+            }
+            return (index, first);
         }
         let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         let chat = match self.by_chat.get_key_value(arrival.chat) {
@@ -186,11 +197,16 @@ impl Mailbox {
             id: arrival.id.into(),
             kind: arrival.kind,
             text: arrival.text.into(),
+            content: arrival.content.clone(),
             from_me: arrival.from_me,
-            seen: arrival.seen,
             at: arrival.at,
             ack: arrival.ack,
+            edited: false,
             revoked: false,
+            reaction: None,
+            read: false,
+            bubbles: u32::from(arrival.seen),
+            appeared: (arrival.sequence, arrival.at),
             altered: false,
             post_count: 1,
             same_id,
@@ -228,6 +244,25 @@ impl Mailbox {
         }
     }
 
+    /// Whether there is a conversation with this chat: somebody wrote, or got a message.
+    pub fn has_talked(&self, chat: &str) -> bool {
+        let entries = self.by_chat.get(chat).map(Vec::as_slice).unwrap_or_default();
+        entries.iter().filter_map(|index| self.get(*index)).any(|entry| !entry.from_me || entry.bubbles > 0)
+    }
+
+    /// The session shows that it has read a chat's inbound messages: those named, or all.
+    pub fn read(&mut self, chat: &str, ids: &[&str]) {
+        let of_chat = self.by_chat.get(chat).map(Vec::as_slice).unwrap_or_default();
+        for index in of_chat {
+            if let Some(entry) = self.entries.get_mut(*index as usize)
+                && !entry.from_me
+                && (ids.is_empty() || ids.contains(&entry.id.as_ref()))
+            {
+                entry.read = true;
+            }
+        }
+    }
+
     /// Messages newest first, of one chat or of all.
     pub fn newest<'a>(&'a self, chat: Option<&str>) -> Box<dyn Iterator<Item = &'a Entry> + 'a> {
         match chat {
@@ -244,24 +279,8 @@ impl Mailbox {
         self.by_chat.keys()
     }
 
-    pub fn post_begins(
-        &mut self,
-        endpoint: &'static str,
-        chat: Option<&str>,
-        requested_id: Option<&str>,
-        started: DateTime<Utc>,
-        started_tick: u64,
-    ) -> usize {
-        self.posts.push(Post {
-            endpoint,
-            chat: chat.map(Into::into),
-            requested_id: requested_id.map(Into::into),
-            started,
-            started_tick,
-            ended: None,
-            status: None,
-            entry: None,
-        });
+    pub fn post_begins(&mut self, start: PostStart) -> usize {
+        self.posts.push(Post { start, ended: None, status: None, entry: None });
         self.posts.len() - 1
     }
 
@@ -282,7 +301,7 @@ impl Mailbox {
 
     /// How many bubbles its recipients have.
     pub fn seen(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.from_me && entry.seen).count()
+        self.entries.iter().filter(|entry| entry.from_me && entry.bubbles > 0).count()
     }
 
     pub fn clear(&mut self) {
@@ -297,36 +316,57 @@ impl Mailbox {
             if let Some(entry) = post.entry {
                 of_entry.entry(entry).or_default().push(record.clone());
             }
-            ledger.posts.push(record);
+            if post.start.is_send {
+                ledger.posts.push(record);
+            } else {
+                ledger.calls.push(record);
+            }
         }
-        for (index, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.from_me) {
+        for (index, entry) in self.entries.iter().enumerate() {
             let posts = u32::try_from(index).ok().and_then(|index| of_entry.remove(&index)).unwrap_or_default();
-            ledger.entries.push(LedgerEntry {
-                sequence: entry.sequence,
-                session: self.session.as_ref().to_owned(),
-                chat: entry.chat.as_ref().to_owned(),
-                id: entry.id.as_ref().to_owned(),
-                kind: entry.kind,
-                text: entry.text.as_ref().to_owned(),
-                seen: entry.seen,
-                first_seen: entry.at,
-                ack: entry.ack,
-                post_count: entry.post_count,
-                altered: entry.altered,
-                posts,
-            });
+            let side = if entry.from_me { &mut ledger.entries } else { &mut ledger.inbound };
+            side.push(self.entry(entry, posts));
+        }
+    }
+
+    fn entry(&self, entry: &Entry, posts: Vec<PostRecord>) -> LedgerEntry {
+        let (sequence, first_seen) = entry.appeared;
+        let content = entry.content.as_deref();
+        LedgerEntry {
+            sequence,
+            session: self.session.as_ref().to_owned(),
+            chat: entry.chat.as_ref().to_owned(),
+            id: entry.id.as_ref().to_owned(),
+            kind: entry.kind,
+            text: entry.text.as_ref().to_owned(),
+            file: content.and_then(|content| content.file.clone()),
+            details: content.map_or(Value::Null, |content| content.details.clone()),
+            seen: entry.bubbles > 0,
+            bubbles: entry.bubbles,
+            edited: entry.edited,
+            revoked: entry.revoked,
+            reaction: entry.reaction.as_deref().unwrap_or_default().to_owned(),
+            read: entry.read,
+            first_seen,
+            ack: entry.ack,
+            post_count: entry.post_count,
+            altered: entry.altered,
+            posts,
         }
     }
 
     fn record(&self, post: &Post) -> PostRecord {
+        let start = &post.start;
         PostRecord {
             session: self.session.as_ref().to_owned(),
-            endpoint: post.endpoint,
-            chat: post.chat.as_deref().map(str::to_owned),
-            requested_id: post.requested_id.as_deref().map(str::to_owned),
-            started: post.started,
+            endpoint: start.endpoint,
+            chat: start.chat.as_deref().map(str::to_owned),
+            requested_id: start.requested_id.as_deref().map(str::to_owned),
+            text: start.text.as_deref().map(str::to_owned),
+            working: start.working,
+            started: start.at,
             ended: post.ended.map(|(at, _)| at),
-            started_tick: post.started_tick,
+            started_tick: start.tick,
             ended_tick: post.ended.map(|(_, tick)| tick),
             status: post.status,
         }

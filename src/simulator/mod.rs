@@ -4,7 +4,7 @@
 //! retried, unordered), and keeps a [`Ledger`] of what each recipient *saw*, which is how a test tells one WhatsApp message
 //! from two. It shares no code with the gateway's own WAHA client: two readings of the same contract find each other's errors.
 //!
-//! Guarantees: a message id that is posted again makes one bubble, and every POST is counted. What it does not keep: anything
+//! Guarantees: a message id that is posted again makes one bubble (unless told otherwise), and every call is counted. What it does not keep: anything
 //! at all once the process ends.
 //!
 //! # Numbers with a fate
@@ -23,16 +23,20 @@
 //! | `+1555010 0007` | replies: delivered and read, then a text comes back about 1 s later |
 //! | `+1555010 0008` | delivered, but WAHA never learns: no acks, stays PENDING |
 //! | `+1555010 0009` | delivered and read, with the chat named `@lid` in the acks |
+//! | `+55 11 95555 01xx` | known to WhatsApp without its ninth digit, `5511555501xx`; sent to as it is written it vanishes after ack 1 |
 //!
 //! # Control
 //!
 //! In process through [`Control`], from outside under `/_simulator/` with the same `X-Api-Key`: see [`CONTROL_HELP`].
 
 mod answers;
+mod brakes;
+mod content;
 mod control;
 mod faults;
 mod http;
 mod ids;
+mod judge;
 mod ledger;
 mod lifecycle;
 mod numbers;
@@ -54,6 +58,8 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+pub use self::brakes::{Capping, Timelock};
+pub use self::content::SeenFile;
 pub use self::control::{Control, ControlError, SessionView};
 pub use self::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
 pub use self::ledger::{Ledger, LedgerEntry, PostRecord};
@@ -72,7 +78,10 @@ Control endpoints (same X-Api-Key):
   POST   /_simulator/phone-logout            {\"session\"}                 the phone removes the linked device
   POST   /_simulator/flap                    {\"session\"}                 the connection drops and comes back
   POST   /_simulator/inbound                 {\"session\",\"from\",\"text\"}   somebody writes to the session
-  POST   /_simulator/faults                  {\"rules\":[{\"endpoint\",\"session\",\"nth\",\"times\",\"probability\",\"fault\"}],\"webhooks\":{..}}
+  POST   /_simulator/numbers                 {\"phone\",\"known\"}         WhatsApp knows a number as another, or (null) not at all
+  POST   /_simulator/brakes                  {\"session\",\"timelock\":{\"until\"},\"capping\":{\"total\"}}   463 for new chats
+  POST   /_simulator/repeats                 {\"show\"}                   whether a repeated id shows another bubble
+  POST   /_simulator/faults                  {\"rules\":[{\"endpoint\",\"session\",\"nth\",\"times\",\"probability\",\"until_restart\",\"fault\"}],\"webhooks\":{..}}
   DELETE /_simulator/faults                  no faults any more
   POST   /_simulator/restart                 {\"down_ms\"}                 WAHA restarts; webhook retries are lost";
 

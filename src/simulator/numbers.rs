@@ -11,7 +11,9 @@ Recipients with a fate (any other number: delivered and read):
   +15550100006  slow: the answer takes 10 s
   +15550100007  replies about 1 s after reading
   +15550100008  delivered, but never acked
-  +15550100009  delivered and read, acks under the @lid";
+  +15550100009  delivered and read, acks under the @lid
+  +55119555501xx  Brazilian, registered without its ninth digit: check-exists answers 5511555501xx@c.us, and a send
+                  to the number as it is written vanishes after ack 1";
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,18 +29,36 @@ pub(super) struct Fate {
     pub lid_acks: bool,
 }
 
-const READ: Fate =
+pub(super) const READ: Fate =
     Fate { seen: true, last_ack: 3, refused: false, registered: true, slow: false, replies: false, lid_acks: false };
+
+/// Messages to a number that WhatsApp does not know.
+pub(super) const VANISHES: Fate = Fate { seen: false, last_ack: 1, registered: false, ..READ };
+
+/// The number under which WhatsApp knows `digits`; none when it does not.
+pub(super) fn registered(digits: &str) -> Option<String> {
+    if let Some(rest) = digits.strip_prefix(BRAZIL_WRITTEN).filter(|rest| rest.len() == 2) {
+        return Some(format!("{BRAZIL_REGISTERED}{rest}"));
+    }
+    (digits != "15550100005" && !digits.is_empty()).then(|| digits.to_owned())
+}
+
+/// A Brazilian mobile number that was registered before its ninth digit, as it is written today and as WhatsApp knows it.
+const BRAZIL_WRITTEN: &str = "55119555501";
+const BRAZIL_REGISTERED: &str = "5511555501";
 
 /// The fate of messages to `chat` (`…@c.us`, `…@lid`, or anything else).
 pub(super) fn fate_of(chat: &str) -> Fate {
     let digits = number_of(chat).unwrap_or_default();
+    if registered(&digits).is_some_and(|known| known != digits) {
+        return VANISHES;
+    }
     let Some(suffix) = digits.strip_prefix("1555010") else { return READ };
     match suffix {
         "0002" => Fate { last_ack: 2, ..READ },
         "0003" => Fate { seen: false, last_ack: 0, ..READ },
         "0004" => Fate { seen: false, last_ack: 0, refused: true, ..READ },
-        "0005" => Fate { seen: false, last_ack: 1, registered: false, ..READ },
+        "0005" => VANISHES,
         "0006" => Fate { slow: true, ..READ },
         "0007" => Fate { replies: true, ..READ },
         "0008" => Fate { last_ack: 0, ..READ },
@@ -84,6 +104,7 @@ mod tests {
         assert!(!fate_of(&lid_of("15550100005")).registered);
         assert_eq!(fate_of("15550100042@c.us"), READ);
         assert_eq!(fate_of("120363@g.us"), READ);
+        assert_eq!((fate_of("5511955550101"), fate_of("551155550101")), (VANISHES, READ));
     }
 
     #[test]

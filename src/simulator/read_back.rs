@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::answers::Answer;
+use super::brakes;
 use super::ids;
 use super::ledger::Entry;
 use super::numbers;
@@ -34,23 +35,26 @@ pub(super) async fn answer(
         return Answer::nest(400, NO_STORE);
     }
     match route {
-        Route::CheckExists => check_exists(call),
+        Route::CheckExists => check_exists(world, call),
+        Route::Timelock => Answer::of(200, &brakes::timelock_json(session.brakes().timelock)),
+        Route::Capping => Answer::of(200, &brakes::capping_json(session.brakes().capping)),
         Route::NewMessageId if world.engine.honours_ids() => {
             Answer::of(200, &json!({"id": ids::message_id(&world.chance)}))
         }
         Route::NewMessageId => Answer::nest(422, "The method is not implemented by the engine."),
-        Route::Gesture => Answer::json(201, r#"{"result":true}"#),
+        Route::Gesture("sendSeen") => seen(session, call),
+        Route::Gesture(_) => Answer::json(201, r#"{"result":true}"#),
         Route::Reaction => reaction(world, session, call),
-        Route::Lids => Answer::of(200, &lids(session).values().collect::<Vec<_>>()),
-        Route::LidCount => Answer::of(200, &json!({"count": lids(session).len()})),
+        Route::Lids => Answer::of(200, &lids(world, session).values().collect::<Vec<_>>()),
+        Route::LidCount => Answer::of(200, &json!({"count": lids(world, session).len()})),
         Route::Lid(lid) => {
             let lid = if lid.contains('@') { lid } else { format!("{lid}@lid") };
-            let known = numbers::number_of(&lid).filter(|number| is_registered(number));
+            let known = numbers::number_of(&lid).filter(|number| is_registered(world, number));
             Answer::of(200, &json!({"lid": lid, "pn": known.map(|number| format!("{number}@c.us"))}))
         }
         Route::LidOfPhone(phone) => {
             let chat = numbers::chat_id(&phone);
-            let known = numbers::number_of(&chat).filter(|number| is_registered(number));
+            let known = numbers::number_of(&chat).filter(|number| is_registered(world, number));
             Answer::of(200, &json!({"lid": known.map(|number| numbers::lid_of(&number)), "pn": chat}))
         }
         Route::Messages(chat) => messages(world, session, &chat, call),
@@ -63,23 +67,35 @@ pub(super) async fn answer(
     }
 }
 
-fn is_registered(number: &str) -> bool {
-    numbers::fate_of(number).registered
+fn is_registered(world: &World, number: &str) -> bool {
+    world.registered(number).is_some_and(|known| known == number)
 }
 
-fn check_exists(call: &Call) -> Answer {
+fn check_exists(world: &World, call: &Call) -> Answer {
     let phone = call.parameter("phone").unwrap_or_default();
     let number: String = phone.chars().filter(char::is_ascii_digit).collect();
-    if number.is_empty() || !is_registered(&number) {
+    let Some(known) = world.registered(&number) else {
         return Answer::json(200, r#"{"numberExists":false}"#);
+    };
+    let phone_too =
+        if world.engine == super::Engine::Gows { format!(r#","pn":"{known}@c.us""#) } else { String::new() };
+    Answer::json(200, format!(r#"{{"numberExists":true,"chatId":"{known}@c.us"{phone_too}}}"#))
+}
+
+fn seen(session: &Session, call: &Call) -> Answer {
+    if let Some(chat) = call.text("chatId") {
+        let given = call.body.get("messageIds").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let ids: Vec<&str> = given.iter().filter_map(Value::as_str).map(bare_id).collect();
+        lock(&session.mailbox).read(&numbers::chat_id(chat), &ids);
     }
-    Answer::json(200, format!(r#"{{"numberExists":true,"chatId":"{number}@c.us"}}"#))
+    Answer::json(201, r#"{"result":true}"#)
 }
 
 /// The known pairs of hidden id and number: those of people the session has talked to.
-fn lids(session: &Session) -> BTreeMap<String, Value> {
+fn lids(world: &World, session: &Session) -> BTreeMap<String, Value> {
     let mailbox = lock(&session.mailbox);
-    let numbers = mailbox.chats().filter_map(|chat| numbers::number_of(chat)).filter(|number| is_registered(number));
+    let numbers = mailbox.chats().filter_map(|chat| numbers::number_of(chat));
+    let numbers = numbers.filter(|number| is_registered(world, number));
     numbers
         .map(|number| {
             let pair = json!({"lid": numbers::lid_of(&number), "pn": format!("{number}@c.us")});
@@ -160,6 +176,7 @@ fn edit(world: &std::sync::Arc<World>, session: &std::sync::Arc<Session>, chat: 
         let mut mailbox = lock(&session.mailbox);
         let Some(entry) = mailbox.get_mut(index) else { return Answer::nest(404, "Message not found") };
         entry.text = text.into();
+        entry.edited = true;
         let shape = Shape::of(entry, world.engine, &me);
         let message = shape.wa_message();
         let tail = message.strip_prefix('{').unwrap_or_default();
@@ -192,6 +209,13 @@ fn reaction(world: &std::sync::Arc<World>, session: &std::sync::Arc<Session>, ca
     };
     let me = my_id(session);
     let chat = id.split('_').nth(1).unwrap_or_default();
+    {
+        let mut mailbox = lock(&session.mailbox);
+        let target = mailbox.find(chat_filter(world, chat).as_deref(), bare_id(id));
+        if let Some(entry) = target.and_then(|index| mailbox.get_mut(index)) {
+            entry.reaction = (!text.is_empty()).then(|| text.into());
+        }
+    }
     let fresh = ids::message_id(&world.chance);
     let now = world.now();
     let shape = Shape {
@@ -221,7 +245,8 @@ fn reaction(world: &std::sync::Arc<World>, session: &std::sync::Arc<Session>, ca
 
 fn read_chat(session: &Session, chat: &str) -> Answer {
     let chat = numbers::chat_id(chat);
-    let mailbox = lock(&session.mailbox);
+    let mut mailbox = lock(&session.mailbox);
+    mailbox.read(&chat, &[]);
     let inbound = mailbox.newest(Some(&chat)).filter(|entry| !entry.from_me).take(30);
     let ids: Vec<String> = inbound.map(|entry| format!("false_{}_{}", entry.chat, entry.id)).collect();
     Answer::of(201, &json!({"ids": ids}))

@@ -58,8 +58,11 @@ pub(super) enum Route {
     NewMessageId,
     Send(&'static str),
     Reaction,
-    /// Accepted, and without effect here: seen, typing, presence.
-    Gesture,
+    /// Seen, typing, presence: put down in the ledger.
+    Gesture(&'static str),
+    /// What WhatsApp forbids the account for now.
+    Timelock,
+    Capping,
     Chats,
     Overview,
     Messages(String),
@@ -68,6 +71,45 @@ pub(super) enum Route {
     Revoke(String, String),
     ReadChat(String),
     Control(String),
+}
+
+impl Route {
+    /// The name under which the ledger puts it down, for calls that are no sends.
+    pub fn call_name(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Gesture(name) => name,
+            Self::Reaction => "reaction",
+            Self::Edit(..) => "edit",
+            Self::Revoke(..) => "revoke",
+            Self::ReadChat(_) => "read",
+            Self::CheckExists => "check-exists",
+            Self::Message(..) => "message",
+            Self::Messages(_) => "messages",
+            Self::CreateSession => "create",
+            Self::UpdateSession => "update",
+            Self::DeleteSession => "delete",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Logout => "logout",
+            _ => return None,
+        })
+    }
+
+    /// The chat and the other thing that a call is about: a message, a phone, a presence.
+    pub fn about(&self, call: &Call) -> (Option<String>, Option<String>) {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        match self {
+            Self::Edit(chat, id) | Self::Revoke(chat, id) | Self::Message(chat, id) => {
+                (Some(chat.clone()), Some(id.clone()))
+            }
+            Self::ReadChat(chat) | Self::Messages(chat) => (Some(chat.clone()), None),
+            Self::Reaction => (owned(call.text("chatId")), owned(call.text("messageId"))),
+            Self::CheckExists => (None, owned(call.parameter("phone"))),
+            Self::Gesture("presence") => (owned(call.text("chatId")), owned(call.text("presence"))),
+            _ => (owned(call.text("chatId")), None),
+        }
+    }
 }
 
 /// A route with its path as the OpenAPI writes it, and the session when the path names it.
@@ -109,11 +151,13 @@ fn find_api(method: &str, segments: &[&str]) -> Option<Found> {
         ("POST", ["sessions", s, "restart"]) => of(s, Route::Restart, "/api/sessions/{session}/restart"),
         ("POST", ["sessions", s, "logout"]) => of(s, Route::Logout, "/api/sessions/{session}/logout"),
         ("GET", ["sessions", s, "me"]) => of(s, Route::Me, "/api/sessions/{session}/me"),
+        ("GET", ["sessions", s, "timelock"]) => of(s, Route::Timelock, "/api/sessions/{session}/timelock"),
+        ("GET", ["sessions", s, "capping"]) => of(s, Route::Capping, "/api/sessions/{session}/capping"),
         ("GET", ["contacts", "check-exists"]) => server(Route::CheckExists, "/api/contacts/check-exists"),
         ("PUT", ["reaction"]) => server(Route::Reaction, "/api/reaction"),
-        ("POST", ["sendSeen"]) => server(Route::Gesture, "/api/sendSeen"),
-        ("POST", ["startTyping"]) => server(Route::Gesture, "/api/startTyping"),
-        ("POST", ["stopTyping"]) => server(Route::Gesture, "/api/stopTyping"),
+        ("POST", ["sendSeen"]) => server(Route::Gesture("sendSeen"), "/api/sendSeen"),
+        ("POST", ["startTyping"]) => server(Route::Gesture("startTyping"), "/api/startTyping"),
+        ("POST", ["stopTyping"]) => server(Route::Gesture("stopTyping"), "/api/stopTyping"),
         ("POST", [name]) => {
             let (name, template) = SENDS.iter().find(|(known, _)| known == name)?;
             server(Route::Send(name), template)
@@ -135,7 +179,9 @@ fn find_of_session(method: &str, segments: &[&str]) -> Option<Found> {
         }
         ("GET", ["lids", lid]) => found(Route::Lid((*lid).to_owned()), "/api/{session}/lids/{lid}"),
         ("GET", ["new-message-id"]) => found(Route::NewMessageId, "/api/{session}/new-message-id"),
-        ("POST", ["presence"]) => found(Route::Gesture, "/api/{session}/presence"),
+        ("POST", ["presence"]) => found(Route::Gesture("presence"), "/api/{session}/presence"),
+        ("GET", ["timelock"]) => found(Route::Timelock, "/api/{session}/timelock"),
+        ("GET", ["capping"]) => found(Route::Capping, "/api/{session}/capping"),
         ("GET", ["chats"]) => found(Route::Chats, "/api/{session}/chats"),
         ("GET", ["chats", "overview"]) => found(Route::Overview, "/api/{session}/chats/overview"),
         ("GET", ["chats", chat, "messages"]) => {

@@ -1,6 +1,7 @@
 //! Sends: what WhatsApp makes of a POST, and the life of the message after it.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -8,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::Engine;
 use super::answers::{Answer, Failure};
+use super::content::{self, Missing};
 use super::faults::Fault;
 use super::ids;
-use super::ledger::Arrival;
+use super::ledger::{Arrival, Mailbox, PostStart};
 use super::numbers::{self, Fate};
-use super::routes::Call;
+use super::routes::{Call, Route};
 use super::session::{Session, Status};
 use super::shapes::Shape;
 use super::webhooks::{self, Event};
@@ -34,21 +36,53 @@ pub(super) const ENDPOINTS: [(&str, &str); 9] = [
 /// How long the number for slow answers takes.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// The record of one POST; ends when it is answered or when the caller hangs up.
+/// The record of one call; ends when it is answered or when the caller hangs up.
 pub(super) struct PostGuard {
     world: Arc<World>,
-    session: Arc<Session>,
+    mailbox: Arc<Mutex<Mailbox>>,
     index: usize,
     status: Option<u16>,
 }
 
 impl PostGuard {
-    pub fn begin(world: &Arc<World>, session: &Arc<Session>, endpoint: &'static str, body: &Value) -> Self {
-        let text = |name: &str| body.get(name).and_then(Value::as_str);
-        let chat = text("chatId").map(numbers::chat_id);
-        let tick = world.next_tick();
-        let index = lock(&session.mailbox).post_begins(endpoint, chat.as_deref(), text("id"), world.now(), tick);
-        Self { world: Arc::clone(world), session: Arc::clone(session), index, status: None }
+    /// Puts down a send, or another call that the ledger keeps; none for the rest.
+    pub fn begin(
+        world: &Arc<World>,
+        route: &Route,
+        name: &str,
+        session: Option<&Session>,
+        call: &Call,
+    ) -> Option<Self> {
+        let (endpoint, is_send, chat, about, words) = match route {
+            Route::Send(endpoint) => (
+                *endpoint,
+                true,
+                call.text("chatId").map(numbers::chat_id),
+                call.text("id").map(Into::into),
+                content::words(call),
+            ),
+            route => {
+                let (chat, about) = route.about(call);
+                (route.call_name()?, false, chat.map(|chat| numbers::chat_id(&chat)), about.map(Into::into), None)
+            }
+        };
+        let mailbox = match session {
+            Some(session) => Arc::clone(&session.mailbox),
+            None if endpoint == "create" => world.mailbox(&Arc::from(name)),
+            None => return None,
+        };
+        let start = PostStart {
+            endpoint,
+            is_send,
+            chat: chat.map(Into::into),
+            requested_id: about,
+            text: words.map(Into::into),
+            working: session.is_some_and(|session| session.current() == Status::Working),
+            at: world.now(),
+            tick: world.next_tick(),
+        };
+        let index = lock(&mailbox).post_begins(start);
+        Some(Self { world: Arc::clone(world), mailbox, index, status: None })
     }
 
     pub fn index(&self) -> usize {
@@ -63,7 +97,7 @@ impl PostGuard {
 impl Drop for PostGuard {
     fn drop(&mut self) {
         let tick = self.world.next_tick();
-        lock(&self.session.mailbox).post_ends(self.index, self.status, self.world.now(), tick);
+        lock(&self.mailbox).post_ends(self.index, self.status, self.world.now(), tick);
         self.world.changed.send_replace(());
     }
 }
@@ -85,16 +119,31 @@ pub(super) async fn send(
         return type_error(&world, &call, "includes");
     };
     let chat = numbers::chat_id(chat);
-    let (kind, text) = match content(&session, kind, &call) {
-        Ok(content) => content,
+    let said = match content::understand(&world, &session, kind, &call).await {
+        Ok(said) => said,
         Err(Missing::Property(property)) => return type_error(&world, &call, property),
         Err(Missing::Message) => return Answer::nest(422, "Message to forward not found"),
+        Err(Missing::File(message)) => return axios_error(&world, &call, &message),
     };
-    let fate = numbers::fate_of(&chat);
-    let fate = if fault == Some(Fault::Swallowed) { Fate { seen: false, last_ack: 0, ..fate } } else { fate };
-    if fault == Some(Fault::Refused463) || (fate.refused && world.engine == Engine::Gows) {
-        return refused_463(&world, &call);
+    let fate = fate_under(world.fate_of(&chat), fault);
+    if fault == Some(Fault::Refused463) || (fate.refused && world.engine == Engine::Gows && fault.is_none()) {
+        return refused_by_whatsapp(&world, &call, 463);
     }
+    let brakes = session.brakes();
+    let cold = (brakes.timelock.is_some() || brakes.capping.is_some()) && !lock(&session.mailbox).has_talked(&chat);
+    if cold && brakes.refuse_cold() && world.engine == Engine::Gows {
+        return refused_by_whatsapp(&world, &call, 463);
+    }
+    let braked = cold && brakes.refuse_cold();
+    let fate = if braked { Fate { seen: false, last_ack: 0, refused: true, ..fate } } else { fate };
+    if cold && !braked && fate.seen {
+        session.brake(&world, |brakes| {
+            if let Some(capping) = &mut brakes.capping {
+                capping.used = capping.used.saturating_add(1);
+            }
+        });
+    }
+    let (kind, text) = (said.kind, said.text);
     let requested = call.text("id").filter(|id| !id.is_empty());
     let id = match requested {
         Some(id) if world.engine.honours_ids() && fault != Some(Fault::ForeignId) => id.to_owned(),
@@ -111,8 +160,10 @@ pub(super) async fn send(
             id: &id,
             kind,
             text: &text,
+            content: said.content.map(Arc::new),
             from_me: true,
             seen: fate.seen,
+            repeats_show: world.repeats_show.load(Ordering::Relaxed),
             at: now,
             ack: 0,
         };
@@ -139,7 +190,7 @@ pub(super) async fn send(
         // A repeat is acked by the server again, and shown to nobody again.
         let fate = if fresh { fate } else { Fate { last_ack: fate.last_ack.min(1), replies: false, ..fate } };
         if fate.last_ack > 0 || fate.refused {
-            let life = life(Arc::clone(&world), Arc::clone(&session), index, fate);
+            let life = life(Arc::clone(&world), Arc::clone(&session), index, fate, fault);
             drop(world.runtime.spawn(life));
         }
     }
@@ -150,8 +201,19 @@ pub(super) async fn send(
     answer
 }
 
+/// What a fault makes of a message that is accepted.
+fn fate_under(fate: Fate, fault: Option<Fault>) -> Fate {
+    match fault {
+        Some(Fault::Swallowed | Fault::StuckWithoutSend) => Fate { seen: false, last_ack: 0, refused: false, ..fate },
+        Some(Fault::StuckAfterSend) => Fate { last_ack: 0, ..fate },
+        Some(Fault::AckError) => Fate { seen: false, last_ack: 0, refused: true, ..fate },
+        Some(Fault::AckErrorLate) => Fate { last_ack: fate.last_ack.min(1), replies: false, ..fate },
+        _ => fate,
+    }
+}
+
 /// Acks as they come in, and the reply; waits while the session is not WORKING, as WhatsApp does.
-async fn life(world: Arc<World>, session: Arc<Session>, index: u32, fate: Fate) {
+async fn life(world: Arc<World>, session: Arc<Session>, index: u32, fate: Fate, fault: Option<Fault>) {
     if fate.refused {
         world.pause(world.between(100, 400)).await;
         acked(&world, &session, index, -1, fate).await;
@@ -164,9 +226,15 @@ async fn life(world: Arc<World>, session: Arc<Session>, index: u32, fate: Fate) 
             _ => (600, 2_500),
         };
         world.pause(world.between(least, most)).await;
-        if !acked(&world, &session, index, ack, fate).await {
+        let told = fault != Some(Fault::AckReadOnly) || ack == fate.last_ack;
+        if told && !acked(&world, &session, index, ack, fate).await {
             return;
         }
+    }
+    if fault == Some(Fault::AckErrorLate) {
+        world.pause(world.between(100, 400)).await;
+        acked(&world, &session, index, -1, fate).await;
+        return;
     }
     if fate.replies {
         world.pause(world.between(800, 1_200)).await;
@@ -195,7 +263,8 @@ async fn acked(world: &Arc<World>, session: &Arc<Session>, index: u32, ack: i8, 
         let me = me.as_deref().map_or("", |me| me.id.as_str());
         let lid = numbers::number_of(&entry.chat).filter(|_| fate.lid_acks).map(|number| numbers::lid_of(&number));
         let shape = Shape::of(entry, world.engine, me);
-        Shape { ack, chat: lid.as_deref().unwrap_or(shape.chat), ..shape }.ack_payload()
+        let timelock = session.brakes().timelock.filter(|_| ack == -1);
+        Shape { ack, chat: lid.as_deref().unwrap_or(shape.chat), ..shape }.ack_payload(timelock.map(|lock| lock.until))
     };
     webhooks::emit(world, session, &[Event::MessageAck], &payload);
     true
@@ -218,8 +287,19 @@ pub(super) async fn receive(
     {
         let mut mailbox = lock(&session.mailbox);
         let sequence = world.next_sequence();
-        let arrival =
-            Arrival { sequence, chat, id: &id, kind: "text", text, from_me: false, seen: true, at: now, ack: 2 };
+        let arrival = Arrival {
+            sequence,
+            chat,
+            id: &id,
+            kind: "text",
+            text,
+            content: None,
+            from_me: false,
+            seen: true,
+            repeats_show: false,
+            at: now,
+            ack: 2,
+        };
         let _known = mailbox.arrive(&arrival);
     }
     world.changed.send_replace(());
@@ -239,34 +319,6 @@ pub(super) async fn receive(
     Some(id)
 }
 
-enum Missing {
-    /// A member the engine reads without looking; Node's word for it is in the answer.
-    Property(&'static str),
-    Message,
-}
-
-/// The kind and the words of a message.
-fn content(session: &Session, kind: &'static str, call: &Call) -> Result<(&'static str, String), Missing> {
-    let at = |pointer: &str| call.body.pointer(pointer).and_then(Value::as_str);
-    let words = match kind {
-        "text" => at("/text").ok_or(Missing::Property("match"))?,
-        "image" | "file" | "voice" | "video" => {
-            let _source = at("/file/url").or(at("/file/data")).ok_or(Missing::Property("url"))?;
-            at("/caption").unwrap_or_default()
-        }
-        "poll" => at("/poll/name").ok_or(Missing::Property("name"))?,
-        "location" => at("/title").unwrap_or_default(),
-        "contact" => at("/contacts/0/fullName").or(at("/contacts/0/vcard")).ok_or(Missing::Property("map"))?,
-        _ => {
-            let id = bare_id(at("/messageId").ok_or(Missing::Property("split"))?);
-            let mailbox = lock(&session.mailbox);
-            let entry = mailbox.find(None, id).and_then(|index| mailbox.get(index)).ok_or(Missing::Message)?;
-            return Ok((entry.kind, entry.text.as_ref().to_owned()));
-        }
-    };
-    Ok((kind, words.to_owned()))
-}
-
 /// The third part of `true_111@c.us_3EB0…[_participant]`, or all of a bare id.
 pub(super) fn bare_id(id: &str) -> &str {
     id.split('_').nth(2).unwrap_or(id)
@@ -280,14 +332,26 @@ fn type_error(world: &World, call: &Call, property: &str) -> Answer {
     engine_error(world, call, &json!({"message": message, "name": "TypeError", "stack": stack}))
 }
 
-fn refused_463(world: &World, call: &Call) -> Answer {
-    let details = "server returned error 463";
+/// WhatsApp's server refused the message; not sent.
+pub(super) fn refused_by_whatsapp(world: &World, call: &Call, code: u16) -> Answer {
+    let details = format!("server returned error {code}");
     let exception = json!({
         "name": "Error",
         "message": format!("2 UNKNOWN: {details}"),
         "stack": format!("Error: 2 UNKNOWN: {details}\n    at callErrorFromStatus (/app/node_modules/@grpc/grpc-js/build/src/call.js:32:19)"),
         "code": 2,
         "details": details,
+    });
+    engine_error(world, call, &exception)
+}
+
+/// The file could not be fetched; nothing was sent.
+fn axios_error(world: &World, call: &Call, message: &str) -> Answer {
+    let exception = json!({
+        "name": "AxiosError",
+        "message": message,
+        "stack": format!("AxiosError: {message}\n    at settle (/app/node_modules/axios/dist/node/axios.cjs:2019:12)"),
+        "code": "ERR_BAD_REQUEST",
     });
     engine_error(world, call, &exception)
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::brakes::{self, Brakes};
 use super::ids;
 use super::ledger::Mailbox;
 use super::numbers;
@@ -61,6 +62,10 @@ pub(super) struct Me {
     #[serde(rename = "pushName")]
     pub push_name: &'static str,
     pub lid: String,
+    #[serde(rename = "reachoutTimelock", skip_serializing_if = "Option::is_none")]
+    pub timelock: Option<Value>,
+    #[serde(rename = "messageCapping", skip_serializing_if = "Option::is_none")]
+    pub capping: Option<Value>,
 }
 
 pub(super) struct Session {
@@ -86,6 +91,7 @@ struct Inner {
     activity: Option<i64>,
     store: bool,
     acks: bool,
+    brakes: Brakes,
     /// Messages up to this sequence were lost with the data of a logout.
     forgotten: u64,
 }
@@ -108,6 +114,8 @@ struct StatusPayload<'a> {
     name: &'a str,
     status: Status,
     statuses: &'a VecDeque<StatusPoint>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
 }
 
 impl Session {
@@ -130,6 +138,7 @@ impl Session {
                 activity: None,
                 store: true,
                 acks: true,
+                brakes: Brakes::default(),
                 forgotten: world.sequence(),
             }),
             name,
@@ -223,7 +232,9 @@ impl Session {
                 inner.history.pop_front();
             }
             self.status.send_replace(status);
-            let payload = StatusPayload { name: &self.name, status, statuses: &inner.history };
+            let timelock = inner.brakes.timelock.filter(|_| status == Status::Working);
+            let data = timelock.map(|lock| serde_json::json!({"reachoutTimelock": brakes::timelock_json(Some(lock))}));
+            let payload = StatusPayload { name: &self.name, status, statuses: &inner.history, data };
             serde_json::to_string(&payload).unwrap_or_default()
         };
         world.changed.send_replace(());
@@ -231,8 +242,38 @@ impl Session {
         true
     }
 
+    pub fn brakes(&self) -> Brakes {
+        lock(&self.inner).brakes
+    }
+
+    /// Changes WhatsApp's brakes on this account; WORKING is told again when the timelock changed.
+    pub fn brake(&self, world: &Arc<World>, change: impl FnOnce(&mut Brakes)) {
+        let told_again = {
+            let mut inner = lock(&self.inner);
+            let before = inner.brakes.timelock;
+            change(&mut inner.brakes);
+            let Brakes { timelock, capping } = inner.brakes;
+            if let Some(me) = &inner.me {
+                let timelock = timelock.map(|lock| brakes::timelock_json(Some(lock)));
+                let capping = capping.map(|capping| brakes::capping_json(Some(capping)));
+                let me = Me { timelock, capping, ..Me::clone(me) };
+                inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
+                inner.me = Some(Arc::new(me));
+            }
+            before != timelock && *self.status.borrow() == Status::Working
+        };
+        if told_again {
+            self.enter(world, Status::Working, None, None);
+        }
+    }
+
     /// Starts from nothing: STARTING now, then WORKING if paired, or QR codes.
     pub fn begin(self: &Arc<Self>, world: &Arc<World>) {
+        world.faults.restarted(&self.name);
+        self.connect(world);
+    }
+
+    fn connect(self: &Arc<Self>, world: &Arc<World>) {
         let generation = {
             let mut inner = lock(&self.inner);
             inner.generation += 1;
@@ -277,7 +318,13 @@ impl Session {
             }
             inner.generation += 1;
             let number = world.next_number();
-            let me = Me { id: format!("{number}@c.us"), push_name: "Simulated", lid: numbers::lid_of(&number) };
+            let me = Me {
+                id: format!("{number}@c.us"),
+                push_name: "Simulated",
+                lid: numbers::lid_of(&number),
+                timelock: None,
+                capping: None,
+            };
             inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
             inner.me = Some(Arc::new(me));
             inner.generation
@@ -308,7 +355,7 @@ impl Session {
     /// The connection drops and comes back by itself.
     pub fn reconnect(self: &Arc<Self>, world: &Arc<World>) {
         let activity = self.activity();
-        self.begin(world);
+        self.connect(world);
         lock(&self.inner).activity = activity;
     }
 
@@ -317,6 +364,7 @@ impl Session {
         let mut inner = lock(&self.inner);
         inner.me = None;
         inner.me_json = None;
+        inner.brakes = Brakes::default();
         inner.forgotten = world.sequence();
     }
 

@@ -102,8 +102,8 @@ impl<'a> Shape<'a> {
         to_json(&message).unwrap_or_default()
     }
 
-    /// The payload of `message.ack`.
-    pub fn ack_payload(&self) -> String {
+    /// The payload of `message.ack`; an error under a timelock says until when.
+    pub fn ack_payload(&self, locked_until: Option<i64>) -> String {
         let browser = matches!(self.engine, Engine::Webjs | Engine::Wpp);
         let payload = AckPayload {
             id: self.serialized_id(),
@@ -113,6 +113,13 @@ impl<'a> Shape<'a> {
             from_me: self.from_me,
             ack: self.ack,
             ack_name: ack_name(self.ack),
+            error: locked_until.filter(|_| self.engine == Engine::Noweb).map(|until| AckError {
+                code: 463,
+                blocked: true,
+                reason: "reachout_timelock",
+                until,
+                enforcement_type: "DEFAULT",
+            }),
         };
         to_json(&payload).unwrap_or_default()
     }
@@ -245,6 +252,19 @@ struct AckPayload<'a> {
     from_me: bool,
     ack: i8,
     ack_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<AckError>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AckError {
+    code: u16,
+    blocked: bool,
+    reason: &'static str,
+    /// Seconds since 1970.
+    until: i64,
+    enforcement_type: &'static str,
 }
 
 #[derive(Serialize)]

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use super::faults::Faults;
 use super::ids;
 use super::ledger::Mailbox;
+use super::numbers::{self, Fate};
 use super::session::Session;
 use super::{Engine, SimulatorConfig};
 use crate::domain::chance::Chance;
@@ -35,11 +36,15 @@ pub(super) struct World {
     pub runtime: Handle,
     pub poster: reqwest::Client,
     pub faults: Faults,
+    /// Whether a repeated id shows another bubble.
+    pub repeats_show: AtomicBool,
     /// Wakes whoever waits for something to happen here.
     pub changed: watch::Sender<()>,
     stopped: AtomicBool,
     time_scale: f64,
     sessions: RwLock<HashMap<Arc<str>, Arc<Session>>>,
+    /// Numbers (digits) and what WhatsApp knows them as; these come before the numbers with a fate.
+    book: RwLock<HashMap<String, Option<String>>>,
     mailboxes: RwLock<HashMap<Arc<str>, Arc<Mutex<Mailbox>>>>,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
     started_at: AtomicI64,
@@ -96,10 +101,12 @@ impl World {
             runtime: Handle::current(),
             poster,
             faults: Faults::default(),
+            repeats_show: AtomicBool::new(false),
             changed: watch::Sender::new(()),
             stopped: AtomicBool::new(false),
             time_scale: if config.time_scale > 0.0 { config.time_scale } else { 1.0 },
             sessions: RwLock::default(),
+            book: RwLock::default(),
             mailboxes: RwLock::default(),
             gates: Mutex::default(),
             down_until: AtomicI64::new(0),
@@ -165,6 +172,31 @@ impl World {
 
     pub fn session(&self, name: &str) -> Option<Arc<Session>> {
         self.sessions().get(name).cloned()
+    }
+
+    /// From now on WhatsApp knows the number as `known`, or not at all.
+    pub fn write_number(&self, digits: String, known: Option<String>) {
+        self.book.write().unwrap_or_else(PoisonError::into_inner).insert(digits, known);
+    }
+
+    /// The number under which WhatsApp knows `digits`; none when it does not.
+    pub fn registered(&self, digits: &str) -> Option<String> {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        book.get(digits).map_or_else(|| numbers::registered(digits), Clone::clone)
+    }
+
+    /// The fate of messages to `chat`.
+    pub fn fate_of(&self, chat: &str) -> Fate {
+        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        if book.is_empty() {
+            return numbers::fate_of(chat);
+        }
+        let digits = numbers::number_of(chat).unwrap_or_default();
+        match book.get(&digits) {
+            None => numbers::fate_of(chat),
+            Some(Some(known)) if *known == digits => numbers::READ,
+            Some(_) => numbers::VANISHES,
+        }
     }
 
     /// The messages of the session of this name; they outlive it.

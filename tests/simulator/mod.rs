@@ -1,7 +1,9 @@
 //! The simulator against the captures and the contract: it has to be a WAHA before it can judge the gateway.
 
 mod answers;
+mod brakes;
 mod faults;
+mod kinds;
 mod messages;
 mod openapi;
 mod receiver;
@@ -90,4 +92,22 @@ impl Bench {
 
 pub fn config() -> SimulatorConfig {
     SimulatorConfig { api_key: SecretString::from(KEY), ..SimulatorConfig::default() }
+}
+
+/// Serves `bytes` as `content_type` until the process ends; the answer is its URL, and anything below it is a 404.
+pub async fn serve_file(bytes: Vec<u8>, content_type: &'static str) -> String {
+    use actix_web::{App, HttpResponse, HttpServer, web};
+    let bytes = bytes::Bytes::from(bytes);
+    let server = HttpServer::new(move || {
+        let bytes = bytes.clone();
+        let file = move || {
+            let bytes = bytes.clone();
+            async move { HttpResponse::Ok().content_type(content_type).body(bytes) }
+        };
+        App::new().route("/file", web::get().to(file))
+    });
+    let server = server.workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/file", server.addrs()[0]);
+    drop(tokio::spawn(server.run()));
+    url
 }
