@@ -77,7 +77,7 @@ impl FromStr for Kind {
 }
 
 /// A file of a message: one that is stored, or one that is fetched from `url` before the message is sent.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MediaContent {
     /// The stored file.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -165,15 +165,12 @@ pub(super) async fn send(
         Err(problem) => return replayed(&app, tenant, idempotency, problem).await,
     };
     let draft = Draft {
-        tenant,
-        session: session.id,
         honours_message_id: session.engine.honours_message_id(),
         from: session.phone.clone(),
-        chat: valid.chat,
-        body: valid.body,
         priority: valid.priority,
         metadata: valid.metadata,
         idempotency,
+        ..Draft::text(tenant, session.id, valid.chat, valid.body)
     };
     let repeat = draft.idempotency.clone();
     let accepted = match app.acceptor.accept(&app, draft).await {
@@ -372,6 +369,14 @@ impl From<AcceptError> for Problem {
         match fault {
             AcceptError::NoSuchSession => {
                 Self::not_found().field("session_id", "not_found", "there is no such session")
+            }
+            AcceptError::ReferenceTaken(by) => {
+                let by = by.map(|id| format!(": {id}")).unwrap_or_default();
+                Self::conflict(format!("A message with this client_reference exists already{by}")).field(
+                    "client_reference",
+                    "taken",
+                    "must be unique among all of your messages",
+                )
             }
             AcceptError::KeyReused => {
                 Self::new(Code::IdempotencyKeyReused, "This Idempotency-Key came with another body before")

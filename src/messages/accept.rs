@@ -1,26 +1,27 @@
 //! Accepting a message: the group commit behind `POST /v1/messages`.
 //!
-//! Guarantee: when [`Acceptor::accept`] answers, the message, its lane's turn, its first transition, its event and its
-//! idempotency key are committed together, or none of them is. A repeat under the same key finds the first answer, on
-//! whatever node it arrives. The batch is written in the system role with explicit tenant ids; the composite keys make a
-//! session of another tenant impossible even there.
-
-use std::hash::{DefaultHasher, Hash, Hasher};
+//! Guarantee: when [`Acceptor::accept`] answers, the message (which is the record of its first step), its lane's turn, its
+//! event and its idempotency key are committed together, or none of them is. A repeat under the same key finds the first
+//! answer, on whatever node it arrives. The batch is written in the system role with explicit tenant ids; the composite keys
+//! make a session of another tenant impossible even there.
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Bytea, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bytea, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use crate::app::App;
-use crate::db::group_commit::{BatchWriter, GroupCommit, GroupCommitError};
+use crate::db::group_commit::{GroupCommit, GroupCommitError};
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::chance::Chance;
-use crate::domain::ids::{EventId, MessageId, SessionId, TenantId};
+use crate::domain::content::{Content, Kind};
+use crate::domain::ids::{EventId, MessageId, SenderPoolId, SessionId, TenantId};
 use crate::domain::recipient::ChatId;
+use crate::domain::status::Status;
 use crate::messages::row::MessageRow;
 use crate::messages::view::{Message, Priority};
+use crate::messages::writer::{Answer, Item, Writer};
 use crate::waha;
 
 /// How long the first answer to an Idempotency-Key is kept.
@@ -29,8 +30,7 @@ pub const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 /// The name of this operation among the idempotency keys.
 const OPERATION: &str = "messages.create";
 
-/// A valid request to send a text, not yet accepted.
-#[derive(Debug)]
+/// A valid request to send a message, not yet accepted.
 pub struct Draft {
     /// Whose message.
     pub tenant: TenantId,
@@ -42,14 +42,63 @@ pub struct Draft {
     pub from: Option<String>,
     /// To whom.
     pub chat: ChatId,
-    /// The text.
-    pub body: String,
+    /// What kind of message.
+    pub kind: Kind,
+    /// The text or caption.
+    pub body: Option<String>,
+    /// What it says beyond that.
+    pub content: Content,
+    /// Where its file is fetched from.
+    pub media_url: Option<String>,
+    /// The message it answers.
+    pub reply_to: Option<MessageId>,
     /// How urgent.
     pub priority: Priority,
+    /// Not to leave before; a time that has passed means at once.
+    pub scheduled_at: Option<DateTime<Utc>>,
+    /// Not to leave after.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The tenant's own id of the message.
+    pub client_reference: Option<String>,
+    /// The pool that the session was chosen from.
+    pub pool: Option<SenderPoolId>,
     /// The tenant's own data.
     pub metadata: serde_json::Value,
     /// The request's Idempotency-Key and what it was used for.
     pub idempotency: Option<KeyUse>,
+}
+
+impl Draft {
+    /// A text of normal priority, to be sent at once.
+    #[must_use]
+    pub fn text(tenant: TenantId, session: SessionId, chat: ChatId, body: impl Into<String>) -> Self {
+        Self {
+            tenant,
+            session,
+            honours_message_id: true,
+            from: None,
+            chat,
+            kind: Kind::Text,
+            body: Some(body.into()),
+            content: Content::default(),
+            media_url: None,
+            reply_to: None,
+            priority: Priority::Normal,
+            scheduled_at: None,
+            expires_at: None,
+            client_reference: None,
+            pool: None,
+            metadata: serde_json::Value::Object(serde_json::Map::new()),
+            idempotency: None,
+        }
+    }
+}
+
+// It holds text and numbers, which belong in no log.
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft").field("tenant", &self.tenant).field("session", &self.session).finish_non_exhaustive()
+    }
 }
 
 /// An Idempotency-Key with the fingerprint of the request that carries it.
@@ -78,6 +127,9 @@ pub enum AcceptError {
     /// The session was deleted meanwhile.
     #[error("no such session")]
     NoSuchSession,
+    /// The tenant has a message with this `client_reference` already: the one with this id.
+    #[error("a message has this client_reference already")]
+    ReferenceTaken(Option<MessageId>),
     /// The key was used for another request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
@@ -90,14 +142,6 @@ pub enum AcceptError {
     /// The process is going away.
     #[error(transparent)]
     Stopping(#[from] tokio::task::JoinError),
-}
-
-/// A draft on its way into the database.
-pub struct Item {
-    row: MessageRow,
-    event_id: EventId,
-    json: String,
-    idempotency: Option<KeyUse>,
 }
 
 /// Accepts messages; clones share one writer.
@@ -113,7 +157,7 @@ impl Acceptor {
 
     /// Starts the writer on the current runtime. `committed` is called after each commit.
     pub fn start(db: Db, committed: impl Fn() + Send + Sync + 'static) -> Self {
-        let writer = Writer { db, committed: Box::new(committed) };
+        let writer = Writer::new(db, committed);
         Self { commits: GroupCommit::start("accept", writer, Self::DEPTH, Self::MOST) }
     }
 
@@ -129,6 +173,7 @@ impl Acceptor {
         match (self.commits.write(item).await?, idempotency) {
             (Answer::Accepted, _) => Ok(Accepted { id, json, replayed: false }),
             (Answer::NoSuchSession, _) => Err(AcceptError::NoSuchSession),
+            (Answer::ReferenceTaken(by), _) => Err(AcceptError::ReferenceTaken(by)),
             (Answer::KeyTaken, None) => Err(AcceptError::KeyReused),
             (Answer::KeyTaken, Some(key)) => {
                 let db = app.db.clone();
@@ -175,20 +220,21 @@ pub async fn first_answer(db: &Db, tenant: TenantId, used: &KeyUse) -> Result<Op
 }
 
 fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
+    let status = if draft.scheduled_at.is_some_and(|at| at > now) { Status::Scheduled } else { Status::Queued };
     let row = MessageRow {
         tenant_id: draft.tenant,
         id: MessageId::fresh(now, chance),
         session_id: draft.session,
         direction: "outbound".to_owned(),
-        status: "queued".to_owned(),
+        status: status.as_str().to_owned(),
         priority: draft.priority.order(),
-        message_type: "text".to_owned(),
+        message_type: draft.kind.as_str().to_owned(),
         to_msisdn: draft.chat.phone(),
         chat_id: draft.chat.as_str().to_owned(),
         from_msisdn: draft.from,
-        body: Some(draft.body),
-        media_url: None,
-        reply_to: None,
+        body: draft.body,
+        media_url: draft.media_url,
+        reply_to: draft.reply_to,
         metadata: draft.metadata,
         // Fixed before the first attempt and stored, so that every attempt carries the same one.
         waha_message_id: draft.honours_message_id.then(|| waha::new_message_id(chance)),
@@ -196,8 +242,8 @@ fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
         attempts: 0,
         error_code: None,
         error_message: None,
-        scheduled_at: None,
-        expires_at: None,
+        scheduled_at: draft.scheduled_at,
+        expires_at: draft.expires_at,
         sent_at: None,
         delivered_at: None,
         read_at: None,
@@ -205,141 +251,13 @@ fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
         failed_at: None,
         created_at: now,
         updated_at: now,
+        // Names, numbers and texts always serialise.
+        content: (!draft.content.is_empty()).then(|| serde_json::to_value(&draft.content).unwrap_or_default()),
+        client_reference: draft.client_reference,
+        pool_id: draft.pool,
+        edited_at: None,
+        revoked_at: None,
     };
     let json = Message::from(&row).to_json();
     Item { row, event_id: EventId::fresh(now, chance), json, idempotency: draft.idempotency }
-}
-
-/// What became of an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Committed.
-    Accepted,
-    /// The session does not exist any more; nothing was written.
-    NoSuchSession,
-    /// The key was there before; nothing was written.
-    KeyTaken,
-}
-
-/// Writes batches of accepted messages.
-pub struct Writer {
-    db: Db,
-    committed: Box<dyn Fn() + Send + Sync>,
-}
-
-// Sorted locks (lanes first, then keys) keep concurrent batches of several nodes from deadlocking.
-const ACCEPT: &str = "\
-WITH input AS (
-    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) WITH ORDINALITY AS i (
-        tenant_id, id, session_id, priority, chat_id, to_msisdn, from_msisdn, body, metadata, waha_message_id,
-        created_at, event_id, json, key, fingerprint, position)
-), lane AS (
-    SELECT l.tenant_id, l.session_id FROM lanes l
-    WHERE l.session_id IN (SELECT session_id FROM input) AND l.paused_because IS DISTINCT FROM 'session_deleted'
-    ORDER BY l.session_id FOR UPDATE
-), live AS MATERIALIZED (
-    SELECT i.* FROM input i JOIN lane USING (tenant_id, session_id)
-), kept AS (
-    INSERT INTO idempotency_keys
-        (tenant_id, operation, key, fingerprint, resource_id, status_code, response, created_at, expires_at)
-    SELECT tenant_id, 'messages.create', key, fingerprint, id, 202, convert_to(json, 'UTF8'), created_at,
-           created_at + interval '24 hours'
-    FROM live WHERE key IS NOT NULL ORDER BY tenant_id, key
-    ON CONFLICT DO NOTHING
-    RETURNING resource_id
-), accepted AS MATERIALIZED (
-    SELECT * FROM live WHERE key IS NULL OR id IN (SELECT resource_id FROM kept)
-), message AS (
-    INSERT INTO messages (tenant_id, id, session_id, direction, status, priority, message_type, chat_id, to_msisdn,
-                          from_msisdn, body, metadata, waha_message_id, created_at, updated_at)
-    SELECT tenant_id, id, session_id, 'outbound', 'queued', priority, 'text', chat_id, to_msisdn, from_msisdn, body,
-           metadata::jsonb, waha_message_id, created_at, created_at
-    FROM accepted ORDER BY position
-), transition AS (
-    INSERT INTO message_transitions (tenant_id, message_id, status, at, cause)
-    SELECT tenant_id, id, 'queued', created_at, 'accepted' FROM accepted ORDER BY position
-), event AS (
-    INSERT INTO events (tenant_id, id, type, at, session_id, message_id, data)
-    SELECT tenant_id, event_id, 'message.queued', created_at, session_id, id, json FROM accepted ORDER BY position
-), turn AS (
-    UPDATE lanes l SET
-        queued = l.queued + a.messages,
-        ready_at = CASE WHEN l.in_flight IS NULL AND l.paused_because IS NULL
-                        THEN coalesce(l.ready_at, greatest(l.next_slot_at, a.at)) ELSE l.ready_at END,
-        updated_at = a.at
-    FROM (SELECT session_id, count(*)::int AS messages, max(created_at) AS at FROM accepted GROUP BY session_id) a
-    WHERE l.session_id = a.session_id
-)
-SELECT i.id, CASE WHEN a.id IS NOT NULL THEN 0 WHEN l.id IS NULL THEN 1 ELSE 2 END::int2 AS answer
-FROM input i LEFT JOIN accepted a USING (id) LEFT JOIN live l USING (id)
-ORDER BY i.position";
-
-#[derive(QueryableByName)]
-struct Outcome {
-    #[diesel(sql_type = SmallInt)]
-    answer: i16,
-}
-
-impl BatchWriter for Writer {
-    type Item = Item;
-    type Answer = Answer;
-
-    async fn write(&self, items: &[Item]) -> Result<Vec<Answer>, DbError> {
-        fn column<'a, T>(items: &'a [Item], of: impl Fn(&'a Item) -> T) -> Vec<T> {
-            items.iter().map(of).collect()
-        }
-        let outcomes: Vec<Outcome> = self
-            .db
-            .system(async |conn| {
-                Ok::<_, DbError>(
-                    sql(ACCEPT)
-                        .bind::<Array<SqlUuid>, _>(column(items, |item| item.row.tenant_id))
-                        .bind::<Array<SqlUuid>, _>(column(items, |item| item.row.id))
-                        .bind::<Array<SqlUuid>, _>(column(items, |item| item.row.session_id))
-                        .bind::<Array<SmallInt>, _>(column(items, |item| item.row.priority))
-                        .bind::<Array<Text>, _>(column(items, |item| item.row.chat_id.as_str()))
-                        .bind::<Array<Nullable<Text>>, _>(column(items, |item| item.row.to_msisdn.as_deref()))
-                        .bind::<Array<Nullable<Text>>, _>(column(items, |item| item.row.from_msisdn.as_deref()))
-                        .bind::<Array<Nullable<Text>>, _>(column(items, |item| item.row.body.as_deref()))
-                        .bind::<Array<Text>, _>(column(items, |item| item.row.metadata.to_string()))
-                        .bind::<Array<Nullable<Text>>, _>(column(items, |item| item.row.waha_message_id.as_deref()))
-                        .bind::<Array<Timestamptz>, _>(column(items, |item| item.row.created_at))
-                        .bind::<Array<SqlUuid>, _>(column(items, |item| item.event_id))
-                        .bind::<Array<Text>, _>(column(items, |item| item.json.as_str()))
-                        .bind::<Array<Nullable<Text>>, _>(column(items, |item| {
-                            item.idempotency.as_ref().map(|used| used.key.as_str())
-                        }))
-                        .bind::<Array<Nullable<Bytea>>, _>(column(items, |item| {
-                            item.idempotency.as_ref().map(|used| used.fingerprint.as_slice())
-                        }))
-                        .prepared()
-                        .load(&mut **conn)
-                        .await?,
-                )
-            })
-            .await?;
-        (self.committed)();
-        Ok(outcomes
-            .iter()
-            .map(|outcome| match outcome.answer {
-                0 => Answer::Accepted,
-                1 => Answer::NoSuchSession,
-                _ => Answer::KeyTaken,
-            })
-            .collect())
-    }
-
-    fn conflict(&self, earlier: &Item, later: &Item) -> bool {
-        match (&earlier.idempotency, &later.idempotency) {
-            (Some(one), Some(two)) => earlier.row.tenant_id == later.row.tenant_id && one.key == two.key,
-            _ => false,
-        }
-    }
-
-    fn conflict_key(&self, item: &Item) -> Option<u64> {
-        let used = item.idempotency.as_ref()?;
-        let mut hasher = DefaultHasher::new();
-        (item.row.tenant_id, &used.key).hash(&mut hasher);
-        Some(hasher.finish())
-    }
 }

@@ -1,6 +1,6 @@
 //! Messages: accepting them, changing their status, reading them.
 //!
-//! A 202 is sent only after the message, its lane's turn, its first transition and its event are committed together. Every
+//! A 202 is sent only after the message, its lane's turn and its event are committed together. Every
 //! later change goes through [`changes`], which keeps the history and tells the tenant in the transaction of the change.
 
 pub mod accept;
@@ -8,3 +8,4 @@ pub mod changes;
 pub mod queries;
 pub mod row;
 pub mod view;
+mod writer;

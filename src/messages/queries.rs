@@ -11,7 +11,11 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Prepare, TenantConn, sql};
 use crate::domain::ids::{MessageId, SessionId};
+use crate::domain::status::Status;
 use crate::messages::row::{MessageRow, message_columns};
+
+/// The cause of every outbound message's first step.
+const ACCEPTED: &str = "accepted";
 
 /// Which messages to list; what is absent does not narrow.
 #[derive(Clone, Debug, Default)]
@@ -151,14 +155,19 @@ pub struct Transition {
 /// # Errors
 /// When the database does not answer.
 pub async fn transitions(conn: &mut TenantConn, id: MessageId) -> Result<Option<Vec<Transition>>, DbError> {
-    if find(conn, id).await?.is_none() {
-        return Ok(None);
-    }
-    let steps = sql("SELECT status, at, cause, attempt FROM message_transitions WHERE tenant_id = $1 AND message_id = $2 ORDER BY id")
+    let Some(message) = find(conn, id).await? else { return Ok(None) };
+    let mut steps: Vec<Transition> = sql("SELECT status, at, cause, attempt FROM message_transitions WHERE tenant_id = $1 AND message_id = $2 ORDER BY id")
         .bind::<SqlUuid, _>(conn.tenant())
         .bind::<SqlUuid, _>(id)
         .prepared()
         .load(&mut **conn)
         .await?;
+    // The message's own row is the record of its acceptance. (Rows of earlier versions have it among the steps, too.)
+    if message.direction == "outbound" && steps.iter().all(|step| step.cause != ACCEPTED) {
+        let scheduled = message.scheduled_at.is_some_and(|at| at > message.created_at);
+        let status = if scheduled { Status::Scheduled } else { Status::Queued };
+        let (status, cause) = (status.as_str().to_owned(), ACCEPTED.to_owned());
+        steps.insert(0, Transition { status, at: message.created_at, cause, attempt: None });
+    }
     Ok(Some(steps))
 }

@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use serde::Deserialize;
 
-use crate::domain::ids::{MessageId, SessionId, TenantId};
+use crate::domain::content::Content;
+use crate::domain::ids::{MessageId, SenderPoolId, SessionId, TenantId};
 
 /// The columns of [`MessageRow`] from the alias `m`, for the statements that answer whole messages.
 macro_rules! message_columns {
@@ -12,7 +14,7 @@ macro_rules! message_columns {
         "m.tenant_id, m.id, m.session_id, m.direction, m.status, m.priority, m.message_type, m.chat_id, m.to_msisdn, \
          m.from_msisdn, m.body, m.media_url, m.reply_to, m.metadata, m.waha_message_id, m.ack, m.attempts, m.error_code, \
          m.error_message, m.scheduled_at, m.expires_at, m.sent_at, m.delivered_at, m.read_at, m.played_at, m.failed_at, \
-         m.created_at, m.updated_at"
+         m.created_at, m.updated_at, m.content, m.client_reference, m.pool_id, m.edited_at, m.revoked_at"
     };
 }
 pub(crate) use message_columns;
@@ -77,6 +79,26 @@ pub struct MessageRow {
     pub created_at: DateTime<Utc>,
     #[diesel(sql_type = Timestamptz)]
     pub updated_at: DateTime<Utc>,
+    /// What the message says beyond its body: [`Content`] as JSON.
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub content: Option<serde_json::Value>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub client_reference: Option<String>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    pub pool_id: Option<SenderPoolId>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub edited_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+impl MessageRow {
+    /// What the message says beyond its body.
+    #[must_use]
+    pub fn content(&self) -> Content {
+        // Only `Content` is ever written there.
+        self.content.as_ref().and_then(|content| Content::deserialize(content).ok()).unwrap_or_default()
+    }
 }
 
 // A message holds text and numbers, which belong in no log.

@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::domain::ids::{MessageId, SessionId, TenantId};
+use crate::domain::content::{ContactCard, Location, MediaContent, Poll};
+use crate::domain::ids::{MessageId, SenderPoolId, SessionId, TenantId};
 use crate::messages::row::MessageRow;
 
 /// How urgent an outbound message is.
@@ -84,6 +86,30 @@ pub struct Message<'a> {
     /// Where the media is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub media_url: Option<&'a str>,
+    /// The file of an image, video, voice message or document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<MediaContent>)]
+    pub media: Option<&'a Value>,
+    /// The place of a location.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Location>)]
+    pub location: Option<&'a Value>,
+    /// The cards of a contact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<ContactCard>>)]
+    pub contacts: Option<&'a Value>,
+    /// The question of a poll.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Poll>)]
+    pub poll: Option<&'a Value>,
+    /// Who is mentioned, as WhatsApp ids, or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["15550100001@c.us"]))]
+    pub mentions: Option<&'a Value>,
+    /// Whether the first link of the text gets a preview; absent: it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bool>)]
+    pub link_preview: Option<&'a Value>,
     /// How urgent.
     pub priority: Priority,
     /// WhatsApp's bare message id.
@@ -96,7 +122,7 @@ pub struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<MessageError<'a>>,
     /// The tenant's own data.
-    pub metadata: &'a serde_json::Value,
+    pub metadata: &'a Value,
     /// The message it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<MessageId>,
@@ -106,6 +132,12 @@ pub struct Message<'a> {
     /// Not to leave after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<DateTime<Utc>>,
+    /// Your own id of the message, unique among all of yours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_reference: Option<&'a str>,
+    /// The pool of sessions that it was given to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_id: Option<SenderPoolId>,
     /// When it was accepted or received.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -125,10 +157,17 @@ pub struct Message<'a> {
     /// When it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_at: Option<DateTime<Utc>>,
+    /// When its text was last changed on WhatsApp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edited_at: Option<DateTime<Utc>>,
+    /// When it was revoked on WhatsApp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<DateTime<Utc>>,
 }
 
 impl<'a> From<&'a MessageRow> for Message<'a> {
     fn from(row: &'a MessageRow) -> Self {
+        let beyond = |member: &str| row.content.as_ref().and_then(|content| content.get(member));
         let outbound = row.direction == "outbound";
         let peer =
             |number: &'a Option<String>, is_peer: bool| number.as_deref().or(is_peer.then_some(row.chat_id.as_str()));
@@ -144,6 +183,12 @@ impl<'a> From<&'a MessageRow> for Message<'a> {
             chat_id: &row.chat_id,
             body: row.body.as_deref(),
             media_url: row.media_url.as_deref(),
+            media: beyond("media"),
+            location: beyond("location"),
+            contacts: beyond("contacts"),
+            poll: beyond("poll"),
+            mentions: beyond("mentions"),
+            link_preview: beyond("link_preview"),
             priority: Priority::from_order(row.priority),
             waha_message_id: row.waha_message_id.as_deref(),
             ack: row.ack,
@@ -156,6 +201,8 @@ impl<'a> From<&'a MessageRow> for Message<'a> {
             reply_to: row.reply_to,
             scheduled_at: row.scheduled_at,
             expires_at: row.expires_at,
+            client_reference: row.client_reference.as_deref(),
+            pool_id: row.pool_id,
             created_at: row.created_at,
             updated_at: row.updated_at,
             sent_at: row.sent_at,
@@ -163,6 +210,8 @@ impl<'a> From<&'a MessageRow> for Message<'a> {
             read_at: row.read_at,
             played_at: row.played_at,
             failed_at: row.failed_at,
+            edited_at: row.edited_at,
+            revoked_at: row.revoked_at,
         }
     }
 }

@@ -13,7 +13,6 @@ use switchboard::domain::recipient::ChatId;
 use switchboard::domain::status::Ack;
 use switchboard::ingest::acks::{self, AckEvent};
 use switchboard::messages::accept::Draft;
-use switchboard::messages::view::Priority;
 use switchboard::sending::claim::Claims;
 use switchboard::sending::outcome::{Outcome, Outcomes, Report};
 use switchboard::serve::Role;
@@ -79,17 +78,8 @@ async fn apply(app: &App, setting: &Setting, id: &str, levels: &[i16]) {
 
 async fn run(setting: &Setting, case: &Case) -> Result<(), TestCaseError> {
     let app = &setting.node.app;
-    let draft = Draft {
-        tenant: setting.tenant,
-        session: setting.session,
-        honours_message_id: case.own_id,
-        from: None,
-        chat: ChatId::parse("+15550101234").unwrap(),
-        body: "any".to_owned(),
-        priority: Priority::Normal,
-        metadata: serde_json::json!({}),
-        idempotency: None,
-    };
+    let chat = ChatId::parse("+15550101234").unwrap();
+    let draft = Draft { honours_message_id: case.own_id, ..Draft::text(setting.tenant, setting.session, chat, "any") };
     let message = app.acceptor.accept(app, draft).await.unwrap().id;
     // The lane rests for a moment after each message.
     let now = app.clock.now() + TimeDelta::seconds(1);

@@ -4,6 +4,15 @@ use std::time::Duration;
 
 use super::{World, eventually};
 
+/// Every step of every message; the first one of an outbound message is its row.
+macro_rules! steps {
+    () => {
+        "(SELECT t.tenant_id, t.message_id, t.id, t.status FROM message_transitions t UNION ALL
+          SELECT m.tenant_id, m.id, 0, CASE WHEN m.scheduled_at > m.created_at THEN 'scheduled' ELSE 'queued' END
+          FROM messages m WHERE m.direction = 'outbound') t"
+    };
+}
+
 /// Each names the rows that break one rule.
 const RULES: [(&str, &str); 9] = [
     (
@@ -23,17 +32,31 @@ const RULES: [(&str, &str); 9] = [
     ),
     (
         "a message has its last transition's status",
-        "SELECT m.id::text || ' ' || m.status FROM messages m WHERE m.status IS DISTINCT FROM
-            (SELECT t.status FROM message_transitions t WHERE t.tenant_id = m.tenant_id AND t.message_id = m.id ORDER BY t.id DESC LIMIT 1)",
+        concat!(
+            "SELECT m.id::text || ' ' || m.status FROM messages m WHERE m.status IS DISTINCT FROM (SELECT t.status FROM ",
+            steps!(),
+            " WHERE t.tenant_id = m.tenant_id AND t.message_id = m.id ORDER BY t.id DESC LIMIT 1)"
+        ),
     ),
     (
         "no step is taken twice, except trying again",
-        "SELECT t.message_id::text || ' ' || t.status FROM message_transitions t WHERE t.status <> 'sending' GROUP BY t.message_id, t.status HAVING count(*) > 1",
+        concat!(
+            "SELECT t.message_id::text || ' ' || t.status FROM ",
+            steps!(),
+            " WHERE t.status <> 'sending' AND NOT EXISTS (
+                SELECT FROM message_transitions r WHERE r.message_id = t.message_id AND r.cause = 'retried')
+              GROUP BY t.message_id, t.status HAVING count(*) > 1"
+        ),
     ),
     (
-        "each step has one event, except sending",
-        "SELECT t.message_id::text || ' ' || t.status FROM message_transitions t WHERE t.status <> 'sending'
-            AND (SELECT count(*) FROM events e WHERE e.message_id = t.message_id AND e.type = 'message.' || t.status) <> 1",
+        "each step has one event, except scheduled and sending",
+        concat!(
+            "SELECT t.message_id::text || ' ' || t.status FROM ",
+            steps!(),
+            " WHERE t.status NOT IN ('scheduled', 'sending') GROUP BY t.message_id, t.status
+              HAVING (SELECT count(*) FROM events e WHERE e.message_id = t.message_id AND e.type = 'message.' || t.status)
+                     <> count(*)"
+        ),
     ),
     (
         "an error is shown for what failed or is being tried",
