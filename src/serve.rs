@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::app::App;
 use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
-use crate::{delivery, dispatch, events, http, ingest, sending, sessions};
+use crate::{delivery, dispatch, events, http, ingest, messages, sending, sessions};
 
 /// What closing the broker's connection may take, even when the drain time is over.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -100,6 +100,7 @@ impl Node {
                 Role::Dispatch => {
                     node.roles.spawn(dispatch::run(app.clone(), stopped.clone()));
                     node.roles.spawn(sessions::reconcile::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(messages::pool_moves::run(app.clone(), stopped.clone()));
                 }
                 Role::Send => {
                     node.roles.spawn(sending::run(app.clone(), stopped.clone()));

@@ -184,6 +184,8 @@ CREATE TABLE sender_pool_sessions (
     pool_id    uuid NOT NULL,
     session_id uuid NOT NULL,
     created_at timestamptz NOT NULL,
+    -- When the session was last given a new recipient.
+    chosen_at  timestamptz,
     PRIMARY KEY (pool_id, session_id),
     FOREIGN KEY (tenant_id, pool_id) REFERENCES sender_pools (tenant_id, id),
     FOREIGN KEY (tenant_id, session_id) REFERENCES waha_sessions (tenant_id, id)
@@ -193,7 +195,7 @@ ALTER TABLE sender_pool_sessions ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECU
 CREATE POLICY own_tenant ON sender_pool_sessions TO switchboard_tenant
     USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 CREATE POLICY all_rows ON sender_pool_sessions TO switchboard_system USING (true) WITH CHECK (true);
-GRANT SELECT, INSERT, DELETE ON sender_pool_sessions TO switchboard_tenant, switchboard_system;
+GRANT SELECT, INSERT, UPDATE, DELETE ON sender_pool_sessions TO switchboard_tenant, switchboard_system;
 
 -- Which session of a pool a recipient is used to.
 CREATE TABLE sender_pool_recipients (
@@ -213,4 +215,6 @@ CREATE POLICY own_tenant ON sender_pool_recipients TO switchboard_tenant
 CREATE POLICY all_rows ON sender_pool_recipients TO switchboard_system USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE, DELETE ON sender_pool_recipients TO switchboard_tenant, switchboard_system;
 
+-- What waits and may move to another session of its pool.
+CREATE INDEX messages_pooled ON messages (session_id, pool_id, priority, seq) WHERE pool_id IS NOT NULL AND status IN ('queued', 'scheduled');
 ALTER TABLE messages ADD FOREIGN KEY (tenant_id, pool_id) REFERENCES sender_pools (tenant_id, id);

@@ -276,6 +276,7 @@ diesel::table! {
         pool_id -> Uuid,
         session_id -> Uuid,
         created_at -> Timestamptz,
+        chosen_at -> Nullable<Timestamptz>,
     }
 }
 

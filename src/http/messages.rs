@@ -12,6 +12,7 @@ use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::{
     Body, Caller, Code, Cursor, FieldError, MaybeIdempotencyKey, Page, Path, Problem, parse_query, query_pairs,
+    sender_pools,
 };
 use crate::app::App;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
@@ -52,6 +53,10 @@ pub(super) fn openapi() -> utoipa::openapi::OpenApi {
 pub(super) struct SendMessage {
     /// The session to send by; may be left out when the tenant has exactly one.
     session_id: Option<SessionId>,
+    /// Instead of `session_id`: the name or the id of a sender pool, one of whose sessions sends it. All messages to one
+    /// recipient are sent by the same one, as long as it works.
+    #[schema(max_length = 100, example = json!(null))]
+    pool: Option<String>,
     /// The recipient: a phone number in E.164, with or without `+` and separators, or a WhatsApp id (`…@c.us`, `…@g.us`,
     /// `…@lid`, `…@newsletter`).
     #[schema(example = "+15550100001")]
@@ -72,6 +77,7 @@ pub(super) struct SendMessage {
 }
 
 struct Valid {
+    pool: Option<String>,
     chat: ChatId,
     body: String,
     priority: Priority,
@@ -99,13 +105,16 @@ impl SendMessage {
             1..=MOST_TEXT => {}
             _ => errors.push(FieldError::new("body", "too_long", "must have 1 to 5000 characters")),
         }
+        if self.pool.is_some() && self.session_id.is_some() {
+            errors.push(FieldError::new("pool", "invalid_combination", "must not be given together with `session_id`"));
+        }
         let metadata = Value::Object(self.metadata.unwrap_or_default());
         if metadata.to_string().len() > MOST_METADATA {
             errors.push(FieldError::new("metadata", "too_long", "must be at most 16 KiB of JSON"));
         }
         match chat {
             Ok(chat) if errors.is_empty() => {
-                Ok((self.session_id, Valid { chat, body, priority: self.priority, metadata }))
+                Ok((self.session_id, Valid { pool: self.pool, chat, body, priority: self.priority, metadata }))
             }
             _ => Err(Problem::validation(errors)),
         }
@@ -160,13 +169,18 @@ pub(super) async fn send(
     let tenant = caller.tenant(Scope::MessagesWrite)?;
     let idempotency = key.0.map(|key| KeyUse { key: key.0, fingerprint: request.fingerprint("messages.create") });
     let (asked, valid) = request.into_inner().check()?;
-    let session = match session_for(&app, tenant, asked).await {
-        Ok(session) => session,
+    let way = match &valid.pool {
+        Some(pool) => sender_pools::choose(&app, tenant, pool, &valid.chat).await.map(|(pool, by)| (Some(pool), by)),
+        None => session_for(&app, tenant, asked).await.map(|by| (None, by)),
+    };
+    let (pool, session) = match way {
+        Ok(way) => way,
         Err(problem) => return replayed(&app, tenant, idempotency, problem).await,
     };
     let draft = Draft {
         honours_message_id: session.engine.honours_message_id(),
         from: session.phone.clone(),
+        pool,
         priority: valid.priority,
         metadata: valid.metadata,
         idempotency,

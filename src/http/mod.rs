@@ -21,6 +21,7 @@ mod own_tenant;
 mod params;
 pub mod problem;
 mod rules;
+mod sender_pools;
 mod sessions;
 mod tenants;
 mod waha_servers;
@@ -156,6 +157,7 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .wrap(from_fn(caller::authenticate))
             .configure(messages::routes)
             .configure(sessions::routes)
+            .configure(sender_pools::routes)
             .configure(webhook_endpoints::routes)
             .configure(events::routes)
             .configure(tenants::routes)

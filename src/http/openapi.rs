@@ -24,6 +24,7 @@ use super::problem::{Code, FieldError, ProblemBody};
         (name = "Tenant", description = "The caller's own tenant"),
         (name = "API keys", description = "The caller's own API keys"),
         (name = "Tenants", description = "All tenants; needs a platform key"),
+        (name = "Sender pools", description = "Named sets of sessions to send by"),
         (name = "WAHA servers", description = "The servers that hold WhatsApp sessions; needs a platform key"),
         (name = "From WAHA", description = "What WAHA servers post"),
         (name = "Operations", description = "Health, metrics and this document; no credentials"),
@@ -38,6 +39,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
     vec![
         super::messages::openapi(),
         super::sessions::openapi(),
+        super::sender_pools::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
         super::hooks::openapi(),

@@ -5,6 +5,8 @@
 
 pub mod accept;
 pub mod changes;
+pub mod pool;
+pub mod pool_moves;
 pub mod queries;
 pub mod row;
 pub mod view;

@@ -8,6 +8,7 @@ mod messages;
 mod messages_listed;
 mod operations;
 mod paging;
+mod sender_pools;
 mod stand;
 mod tenants;
 mod waha_servers;

@@ -1,4 +1,5 @@
 //! The way of a message, end to end.
 
 mod first_message;
+mod pools;
 mod two_nodes;

@@ -23,11 +23,14 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
     tenant.message_with(text(&message, "id"), "read").await;
     let key = tenant.post("/v1/api-keys", &json!({"name": "mine", "scopes": ["messages:read"]})).await;
     let key = key.expect(StatusCode::CREATED);
+    let pool = json!({"name": "mine", "session_ids": [session]});
+    let pool = tenant.post("/v1/sender-pools", &pool).await.expect(StatusCode::CREATED);
     let platform = world.platform(base);
     let first = |list: Value| text(&list["data"][0], "id").to_owned();
     BTreeMap::from([
         ("/v1/webhook-endpoints/", text(&endpoint, "id").to_owned()),
         ("/v1/sessions/", session),
+        ("/v1/sender-pools/", text(&pool, "id").to_owned()),
         ("/v1/messages/", text(&message, "id").to_owned()),
         ("/v1/api-keys/", text(&key, "id").to_owned()),
         ("/v1/tenants/", first(platform.get("/v1/tenants").await.body)),

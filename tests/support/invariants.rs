@@ -7,7 +7,7 @@ use super::{World, eventually};
 /// Every step of every message; the first one of an outbound message is its row.
 macro_rules! steps {
     () => {
-        "(SELECT t.tenant_id, t.message_id, t.id, t.status FROM message_transitions t UNION ALL
+        "(SELECT t.tenant_id, t.message_id, t.id, t.status FROM message_transitions t WHERE t.cause <> 'moved' UNION ALL
           SELECT m.tenant_id, m.id, 0, CASE WHEN m.scheduled_at > m.created_at THEN 'scheduled' ELSE 'queued' END
           FROM messages m WHERE m.direction = 'outbound') t"
     };
