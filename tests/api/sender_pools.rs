@@ -137,3 +137,55 @@ async fn what_cannot_be_chosen_is_said() {
     assert_eq!(listed["data"], json!([]));
     stand.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_new_and_untried_leaves_a_restricted_session() {
+    let (stand, key) = stand_with_server().await;
+    let (one, two) = (session(&stand, &key, "one").await, session(&stand, &key, "two").await);
+    set_status(&stand, &one, "working").await;
+    set_status(&stand, &two, "working").await;
+    let pool = json!({"name": "all", "session_ids": [one]});
+    let pool = stand.post("/v1/sender-pools", &key, pool).await.expect(201).json();
+    let mut sent = std::collections::BTreeMap::new();
+    for (name, to) in [
+        ("cold", "+15550101111"),
+        ("warm", "+15550102222"),
+        ("tried", "+15550103333"),
+        ("held", "+15550104444"),
+        ("cold again", "+15550101111"),
+        ("group", "120363000000000000@g.us"),
+    ] {
+        let message = json!({"pool": "all", "to": to, "body": name});
+        sent.insert(name, stand.post("/v1/messages", &key, message).await.expect(202).json());
+    }
+    let path = format!("/v1/sender-pools/{}", pool["id"].as_str().unwrap());
+    stand.call("PATCH", &path, &key, Some(json!({"session_ids": [one, two]}))).await.expect(200);
+    assert_eq!(switchboard::messages::pool_moves::sweep(&stand.app).await.unwrap(), 0, "nothing is wrong yet");
+    let sql = stand.sql().await;
+    sql.batch_execute(&format!(
+        "UPDATE lanes SET restricted_until = 'infinity', queued = queued - 1 WHERE session_id = '{one}';
+         UPDATE messages SET held_because = 'restricted' WHERE body = 'held';
+         UPDATE messages SET attempts = 1 WHERE body = 'tried';
+         INSERT INTO conversations (tenant_id, session_id, chat_id, first_inbound_at, created_at, updated_at)
+         SELECT tenant_id, id, '15550102222@c.us', now(), now(), now() FROM waha_sessions WHERE id = '{one}'"
+    ))
+    .await
+    .unwrap();
+    assert_eq!(switchboard::messages::pool_moves::sweep(&stand.app).await.unwrap(), 3);
+    assert_eq!(switchboard::messages::pool_moves::sweep(&stand.app).await.unwrap(), 0, "a repeat finds nothing");
+    for (name, by) in
+        [("cold", &two), ("cold again", &two), ("held", &two), ("warm", &one), ("tried", &one), ("group", &one)]
+    {
+        let before = &sent[name];
+        let path = format!("/v1/messages/{}", before["id"].as_str().unwrap());
+        let now = stand.get(&path, &key).await.expect(200).json();
+        assert_eq!(now["session_id"], **by, "{name}");
+        assert_eq!((&now["waha_message_id"], &now["status"]), (&before["waha_message_id"], &json!("queued")), "{name}");
+    }
+    let waiting = format!("SELECT body FROM messages WHERE session_id = '{two}' ORDER BY priority, seq");
+    let order: Vec<String> = sql.query(&waiting, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(order, ["cold", "held", "cold again"], "in the order of acceptance");
+    sql.batch_execute("RESET ROLE").await.unwrap();
+    crate::support::invariants::hold_in(&sql).await;
+    stand.end().await;
+}
