@@ -12,6 +12,7 @@ mod api;
 mod broker;
 mod cli;
 mod delivery;
+mod dispatch;
 mod faults;
 mod flow;
 mod isolation;

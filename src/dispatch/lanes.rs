@@ -5,9 +5,10 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Nullable, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use super::limits::{self, LOCK_DUE, Lane, Limits};
 use crate::broker::envelope::OutboundRef;
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::ids::{MessageId, SessionId, TenantId, WahaServerId};
@@ -21,12 +22,6 @@ pub struct Due {
     pub more: bool,
     /// When the next lane becomes due.
     pub next: Option<DateTime<Utc>>,
-}
-
-#[derive(QueryableByName)]
-struct Lane {
-    #[diesel(sql_type = SqlUuid)]
-    session_id: SessionId,
 }
 
 #[derive(QueryableByName)]
@@ -49,36 +44,71 @@ struct Next {
     ready_at: Option<DateTime<Utc>>,
 }
 
-// Those that have waited longest go first: between lanes of the same moment that is taking turns.
-const LOCK_DUE: &str =
-    "SELECT session_id FROM lanes WHERE ready_at <= $1 ORDER BY ready_at LIMIT $2 FOR UPDATE SKIP LOCKED";
-
-// A statement of its own, so that its snapshot is younger than the locks and sees all that was accepted before them.
-// `queued` is set right where it is known for certain: nothing waits.
-const TAKE_TURNS: &str = "\
-WITH head AS (
-    SELECT l.session_id, coalesce(l.in_flight, m.id) AS message_id
-    FROM lanes l
+/// Picks the heads and puts them in flight; public for the test of its plan.
+///
+/// A statement of its own, so that its snapshot is younger than the locks and sees all that was accepted before them.
+/// `going_on` is what was claimed and has no outcome, or was settled under way: it keeps its turn, since caps counted it and
+/// what became of it must be found out. One that nobody claimed steps back into the queue, where a high one may overtake it. The head is looked at before the window, never searched
+/// behind it: high ones come first in the order, so that a closed lane costs one probe. `queued` is set right where it is
+/// known for certain: nothing waits.
+#[doc(hidden)]
+pub const TAKE_TURNS: &str = "\
+WITH input AS (
+    SELECT * FROM unnest($1, $2, $3, $6) AS i (session_id, opens_at, new_chats, free_at)
+), head AS (
+    SELECT l.tenant_id, l.session_id, i.opens_at, i.free_at, going_on.id AS going_on, first.id, first.priority, first.held
+    FROM input i JOIN lanes l USING (session_id)
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN l.in_flight IS NOT NULL AND NOT coalesce((
+            SELECT m.status = 'queued' OR m.requeued FROM messages m WHERE m.tenant_id = l.tenant_id AND m.id = l.in_flight
+        ), false) THEN l.in_flight END AS id
+    ) going_on
     LEFT JOIN LATERAL (
-        SELECT m.id FROM messages m
-        WHERE l.in_flight IS NULL AND m.session_id = l.session_id
-          AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL
-        ORDER BY m.priority, m.seq LIMIT 1
-    ) m ON true
-    WHERE l.session_id = ANY($1)
+        SELECT c.id, c.priority, c.held FROM (
+            (SELECT m.id, m.priority, m.seq, false AS held FROM messages m
+             WHERE going_on.id IS NULL AND i.free_at IS NULL AND m.session_id = l.session_id
+               AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL
+               AND (m.requeued OR m.expires_at IS NULL OR m.expires_at > $5)
+             ORDER BY m.priority, m.seq LIMIT 1)
+            UNION ALL
+            (SELECT m.id, m.priority, m.seq, true AS held FROM messages m
+             WHERE going_on.id IS NULL AND i.free_at IS NULL AND i.new_chats AND m.session_id = l.session_id
+               AND m.held_because = 'new_chats_per_day' AND (m.expires_at IS NULL OR m.expires_at > $5)
+             ORDER BY m.priority, m.seq LIMIT 1)
+        ) c ORDER BY c.priority, c.seq LIMIT 1
+    ) first ON true
+), pick AS (
+    SELECT h.tenant_id, h.session_id, h.opens_at, h.free_at,
+        coalesce(h.going_on, CASE WHEN h.opens_at IS NULL OR h.priority = 0 THEN h.id END) AS message_id,
+        coalesce(h.held AND (h.opens_at IS NULL OR h.priority = 0), false) AS held,
+        h.id IS NOT NULL AS waits,
+        CASE WHEN h.id IS NULL AND h.going_on IS NULL AND h.free_at IS NULL THEN EXISTS (
+            SELECT FROM messages m
+            WHERE m.session_id = h.session_id AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL
+        ) ELSE false END AS expired
+    FROM head h
+), released AS (
+    UPDATE messages m SET held_because = NULL, updated_at = $5
+    FROM pick p WHERE p.held AND m.tenant_id = p.tenant_id AND m.id = p.message_id
 )
 UPDATE lanes l SET
-    in_flight = h.message_id,
+    in_flight = p.message_id,
     fence = l.fence + 1,
-    lease_until = CASE WHEN h.message_id IS NOT NULL THEN $2 END,
-    ready_at = CASE WHEN h.message_id IS NOT NULL THEN $2 END,
-    queued = CASE WHEN h.message_id IS NOT NULL THEN l.queued ELSE 0 END,
-    updated_at = $3
-FROM head h WHERE h.session_id = l.session_id
+    lease_until = CASE WHEN p.message_id IS NOT NULL THEN $4 END,
+    ready_at = CASE WHEN p.message_id IS NOT NULL THEN $4
+                    WHEN p.free_at IS NOT NULL THEN p.free_at
+                    WHEN p.waits THEN p.opens_at
+                    WHEN p.expired THEN $5 + interval '1 second' END,
+    queued = CASE WHEN p.held THEN l.queued + 1
+                  WHEN p.message_id IS NOT NULL OR p.free_at IS NOT NULL OR p.waits OR p.expired THEN l.queued
+                  ELSE 0 END,
+    updated_at = $5
+FROM pick p WHERE p.session_id = l.session_id
 RETURNING l.tenant_id, l.session_id, l.waha_server_id, l.in_flight, l.fence";
 
 /// Takes up to `most` due lanes and puts the message whose turn it is in flight in each, under a lease until
-/// `now + lease`. A lane that was taken and not claimed in time becomes due again by itself.
+/// `now + lease`. A lane that may not send yet is due again when it may. A lane that was taken and not claimed in time
+/// becomes due again by itself.
 ///
 /// # Errors
 /// When the database does not answer; nothing was taken then.
@@ -87,18 +117,9 @@ pub async fn take_due(db: &Db, now: DateTime<Utc>, lease: TimeDelta, most: i64) 
         let due: Vec<Lane> =
             sql(LOCK_DUE).bind::<Timestamptz, _>(now).bind::<BigInt, _>(most).prepared().load(&mut **conn).await?;
         let more = i64::try_from(due.len()).unwrap_or(i64::MAX) >= most;
-        let sessions: Vec<_> = due.into_iter().map(|lane| lane.session_id).collect();
-        let turns: Vec<Turn> = if sessions.is_empty() {
-            Vec::new()
-        } else {
-            sql(TAKE_TURNS)
-                .bind::<Array<SqlUuid>, _>(sessions)
-                .bind::<Timestamptz, _>(now + lease)
-                .bind::<Timestamptz, _>(now)
-                .prepared()
-                .load(&mut **conn)
-                .await?
-        };
+        let limits = limits::of(conn, due, now).await?;
+        limits::postpone(conn, &limits.later, now).await?;
+        let turns = take(conn, &limits, now, lease).await?;
         let next: Next = sql("SELECT min(ready_at) AS ready_at FROM lanes WHERE ready_at IS NOT NULL")
             .prepared()
             .get_result(&mut **conn)
@@ -119,6 +140,27 @@ pub async fn take_due(db: &Db, now: DateTime<Utc>, lease: TimeDelta, most: i64) 
         Ok(Due { turns, more, next: next.ready_at })
     })
     .await
+}
+
+async fn take(
+    conn: &mut AsyncPgConnection,
+    limits: &Limits,
+    now: DateTime<Utc>,
+    lease: TimeDelta,
+) -> Result<Vec<Turn>, DbError> {
+    if limits.now.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(sql(TAKE_TURNS)
+        .bind::<Array<SqlUuid>, _>(limits.now.iter().map(|lane| lane.session).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Timestamptz>>, _>(limits.now.iter().map(|lane| lane.opens_at).collect::<Vec<_>>())
+        .bind::<Array<Bool>, _>(limits.now.iter().map(|lane| lane.new_chats).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(now + lease)
+        .bind::<Timestamptz, _>(now)
+        .bind::<Array<Nullable<Timestamptz>>, _>(limits.now.iter().map(|lane| lane.free_at).collect::<Vec<_>>())
+        .prepared()
+        .load(conn)
+        .await?)
 }
 
 /// Makes lanes due again at `at` whose message could not be put on the road. One that was claimed or taken again meanwhile

@@ -1,13 +1,29 @@
 //! Dispatch: whose turn is it?
 //!
 //! The loop takes due lanes from Postgres, commits their turn, puts the message on the road (RabbitMQ, confirmed) and sleeps
-//! until the next lane is due. Any number may run: locks are skipped, not waited for.
+//! until the next lane is due. Any number may run: locks are skipped, not waited for. A second loop ([`sweep`]) does what
+//! becomes due by itself: scheduled messages, expired ones, held ones.
 //!
 //! Guarantee: a message of a lane is put on the road at least once, and one message of a session at a time. A publish that
 //! failed, a wiped broker or a dead worker shows as a lease that ran out, and the lane is dispatched again with a higher
 //! fence. A repeat is harmless because only the highest fence can be claimed, and only once.
+//!
+//! Pace: nothing leaves before the last send and the gap, which a restart remembers (`lanes.next_slot_at`), nor above a cap:
+//! the n-th latest send and the cap's window are the earliest time, exactly ([`limits`]). Gap and caps hold for every priority.
+//! Outside of a session's windows only high messages leave ([`windows`]). High ones overtake, bulk ones yield, and within a
+//! priority the order is that of acceptance; one in flight is never overtaken, so that a high message waits for one gap at the
+//! most, whatever the backlog. No message leaves after its `expires_at`, and what is claimed does not expire.
+//!
+//! Fairness: a lane that may not send costs nothing until it may; those due take turns by how long they have waited, one
+//! message each; the lanes of a server whose circuit breaker is open get no turn, and after its pause one at a time until it
+//! is closed. So nobody's backlog delays anybody else.
 
 pub mod lanes;
+pub mod limits;
+pub mod pacing;
+pub mod settle;
+pub mod sweep;
+pub mod windows;
 
 use std::time::Duration;
 
@@ -28,7 +44,11 @@ const BATCH: i64 = 500;
 const AFTER_FAILED_PUBLISH: Duration = Duration::from_millis(500);
 
 /// Dispatches until `stop` turns true.
-pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
+pub async fn run(app: App, stop: watch::Receiver<bool>) {
+    tokio::join!(take_turns(app.clone(), stop.clone()), sweep::run(app, stop));
+}
+
+async fn take_turns(app: App, mut stop: watch::Receiver<bool>) {
     let mut link = app.broker.state();
     while !*stop.borrow() {
         // With nowhere to publish to, leases would only run out: wait for the broker.

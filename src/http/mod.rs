@@ -22,6 +22,8 @@ mod params;
 pub mod problem;
 mod rules;
 mod sender_pools;
+mod session_control;
+mod session_queue;
 mod sessions;
 mod tenants;
 mod waha_servers;
@@ -158,6 +160,8 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .configure(messages::routes)
             .configure(sessions::routes)
             .configure(sender_pools::routes)
+            .configure(session_control::routes)
+            .configure(session_queue::routes)
             .configure(webhook_endpoints::routes)
             .configure(events::routes)
             .configure(tenants::routes)

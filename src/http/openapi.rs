@@ -40,6 +40,8 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         super::messages::openapi(),
         super::sessions::openapi(),
         super::sender_pools::openapi(),
+        super::session_control::openapi(),
+        super::session_queue::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
         super::hooks::openapi(),

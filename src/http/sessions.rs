@@ -1,44 +1,40 @@
 //! `/v1/sessions`: WhatsApp numbers, paired or to be paired.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, Accept, Header};
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{HttpRequest, HttpResponse, Responder};
-use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret, SecretString};
+use actix_web::{HttpResponse, Responder};
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    Body, Caller, Code, Created, Cursor, IdempotencyHeader, MaybeIdempotencyKey, Once, Page, PageParams, Path, Problem,
-    ProblemBody, Rules, once_system, versioned,
+    Body, Caller, Created, Cursor, IdempotencyHeader, IfMatch, IfMatchHeader, MaybeIdempotencyKey, Once, Page,
+    PageParams, Path, Problem, Rules, nullable, once_system, versioned,
 };
 use crate::app::App;
+use crate::db::DbError;
+use crate::dispatch::pacing::{Pacing, WarmUp};
+use crate::dispatch::windows::Windows;
 use crate::domain::ids::SessionId;
 use crate::identity::scope::Scope;
+use crate::sessions::change::{self, NAME_TAKEN, Settings};
 use crate::sessions::create::{self, CreateError, NewSession};
-use crate::sessions::qr::{self, QrError};
-use crate::sessions::queries::{self, Desired};
-use crate::sessions::view::{Pacing, Session};
-use crate::waha::{CallError, Engine};
+use crate::sessions::queries;
+use crate::sessions::view::{Session, SessionRow};
+use crate::waha::Engine;
 
 const COLLECTION: &str = "/v1/sessions";
 /// Bytes of JSON in `config` and in `metadata`, at the most.
 const MOST_JSON: usize = 16 * 1024;
-/// The longest gap between two messages, in milliseconds: a day.
-const MOST_GAP: i32 = 86_400_000;
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
     cfg.service(web::resource("/sessions").route(web::post().to(create)).route(web::get().to(list)))
-        .service(web::resource("/sessions/{id}").route(web::get().to(get)))
-        .service(web::resource("/sessions/{id}/qr").route(web::get().to(show_qr)))
-        .service(web::resource("/sessions/{id}/start").route(web::post().to(start)))
-        .service(web::resource("/sessions/{id}/stop").route(web::post().to(stop)));
+        .service(web::resource("/sessions/{id}").route(web::get().to(get)).route(web::patch().to(patch)));
 }
 
 #[derive(OpenApi)]
-#[openapi(paths(create, list, get, show_qr, start, stop), components(schemas(Session<'_>)))]
+#[openapi(paths(create, list, get, patch), components(schemas(Session<'_>)))]
 struct Api;
 
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
@@ -65,6 +61,12 @@ struct CreateSession {
     /// How fast its messages may leave.
     #[serde(default)]
     pacing: Pacing,
+    /// When normal and bulk messages may leave; left out: always.
+    windows: Option<Windows>,
+    /// Whether a recipient's number is checked with WhatsApp before the first message to it; true unless said otherwise.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    check_numbers: bool,
     /// Your own settings of the session: an object of at most 16 KiB.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -84,15 +86,130 @@ impl CreateSession {
         let (config, metadata) = (Value::Object(self.config), Value::Object(self.metadata));
         let mut rules = Rules::new();
         rules.name("name", &self.name, 100);
-        for (field, gap) in [("pacing.min_gap_ms", self.pacing.min_gap_ms), ("pacing.jitter_ms", self.pacing.jitter_ms)]
-        {
-            rules.check((0..=MOST_GAP).contains(&gap), field, "out_of_range", "must be from 0 to 86400000");
-        }
+        check_pacing(&mut rules, &self.pacing);
+        check_windows(&mut rules, self.windows.as_ref());
         rules.object("config", &config, MOST_JSON);
         rules.object("metadata", &metadata, MOST_JSON);
         rules.finish()?;
-        let Self { name, engine, start, pacing, .. } = self;
-        Ok(NewSession { name, engine, start, pacing, config, metadata })
+        let Self { name, engine, start, pacing, windows, check_numbers, .. } = self;
+        Ok(NewSession { name, engine, start, pacing, windows, check_numbers, config, metadata })
+    }
+}
+
+fn check_pacing(rules: &mut Rules, pacing: &Pacing) {
+    for (field, rule) in pacing.faults() {
+        rules.broken(&format!("pacing.{field}"), "out_of_range", rule);
+    }
+}
+
+fn check_windows(rules: &mut Rules, windows: Option<&Windows>) {
+    for (field, rule) in windows.map(Windows::faults).unwrap_or_default() {
+        rules.broken(&format!("windows.{field}"), "invalid_value", rule);
+    }
+}
+
+/// What is to change of a session; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"pacing": {"min_gap_ms": 2000, "per_day": 500}, "windows": null}))]
+struct SessionPatch {
+    /// 1 to 100 characters, unique among your sessions.
+    #[schema(min_length = 1, max_length = 100)]
+    name: Option<String>,
+    /// Changed field by field.
+    pacing: Option<PacingPatch>,
+    /// Takes the place of the old windows; null removes them.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Windows>)]
+    windows: Option<Option<Windows>>,
+    /// Whether a recipient's number is checked with WhatsApp before the first message to it.
+    check_numbers: Option<bool>,
+    /// Takes the place of the old settings: an object of at most 16 KiB.
+    #[schema(value_type = Option<Object>)]
+    config: Option<Map<String, Value>>,
+    /// Takes the place of the old data: an object of at most 16 KiB.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Map<String, Value>>,
+}
+
+/// What is to change of a session's pacing; what is left out stays, null goes back to the default.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"min_gap_ms": 2000, "per_day": null}))]
+struct PacingPatch {
+    /// The smallest gap between two messages, in milliseconds. It is counted from the last send.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 86_400_000)]
+    min_gap_ms: Option<Option<i32>>,
+    /// The most that chance adds to each gap, in milliseconds.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 86_400_000)]
+    jitter_ms: Option<Option<i32>>,
+    /// Messages in any 60 seconds at the most.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
+    per_minute: Option<Option<i32>>,
+    /// Messages in any 60 minutes at the most.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
+    per_hour: Option<Option<i32>>,
+    /// Messages in any 24 hours at the most.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
+    per_day: Option<Option<i32>>,
+    /// First messages to people who never wrote, in any 24 hours at the most.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
+    new_chats_per_day: Option<Option<i32>>,
+    /// Whether the recipient sees "typing…" before a text.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<bool>)]
+    typing: Option<Option<bool>>,
+    /// How `per_day` grows in the first days.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<WarmUp>)]
+    warm_up: Option<Option<WarmUp>>,
+}
+
+impl PacingPatch {
+    fn applied_to(self, old: Pacing) -> Pacing {
+        let default = Pacing::default();
+        Pacing {
+            min_gap_ms: self.min_gap_ms.map_or(old.min_gap_ms, |new| new.unwrap_or(default.min_gap_ms)),
+            jitter_ms: self.jitter_ms.map_or(old.jitter_ms, |new| new.unwrap_or(default.jitter_ms)),
+            per_minute: self.per_minute.unwrap_or(old.per_minute),
+            per_hour: self.per_hour.unwrap_or(old.per_hour),
+            per_day: self.per_day.unwrap_or(old.per_day),
+            new_chats_per_day: self.new_chats_per_day.unwrap_or(old.new_chats_per_day),
+            typing: self.typing.map_or(old.typing, |new| new.unwrap_or(default.typing)),
+            warm_up: self.warm_up.unwrap_or(old.warm_up),
+        }
+    }
+}
+
+impl SessionPatch {
+    /// The settings that `old` has with this change.
+    fn applied_to(self, old: &SessionRow) -> Result<Settings, Problem> {
+        let kept = old.settings().map_err(|fault| {
+            tracing::error!(session_id = %old.id, %fault, "a session's settings cannot be read");
+            Problem::new(super::Code::Internal, "The session's settings cannot be read")
+        })?;
+        let new = Settings {
+            name: self.name.unwrap_or(kept.name),
+            pacing: self.pacing.map_or(kept.pacing, |patch| patch.applied_to(kept.pacing)),
+            windows: self.windows.unwrap_or(kept.windows),
+            check_numbers: self.check_numbers.unwrap_or(kept.check_numbers),
+            config: self.config.map_or(kept.config, Value::Object),
+            metadata: self.metadata.map_or(kept.metadata, Value::Object),
+        };
+        let mut rules = Rules::new();
+        rules.name("name", &new.name, 100);
+        check_pacing(&mut rules, &new.pacing);
+        check_windows(&mut rules, new.windows.as_ref());
+        rules.object("config", &new.config, MOST_JSON);
+        rules.object("metadata", &new.metadata, MOST_JSON);
+        rules.finish()?;
+        Ok(new)
     }
 }
 
@@ -173,104 +290,53 @@ async fn get(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result
     Ok(versioned(&Session::from(&row), row.version))
 }
 
-/// Start a session
+/// Change a session
 ///
-/// The answer says that it is wanted; the session follows in the background. One that runs already is left alone.
-#[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "Sessions", operation_id = "start_session",
-    params(("id" = SessionId, Path, description = "The session")),
-    responses((status = 202, description = "It will be started", body = Session<'_>)))]
-async fn start(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
-    want(&app, &caller, id.0, Desired::Started).await
-}
-
-/// Stop a session
-///
-/// The answer says that it is wanted; the session follows in the background. Its pairing is kept, and what waits in its
-/// queue leaves once it works again.
-#[utoipa::path(post, path = "/v1/sessions/{id}/stop", tag = "Sessions", operation_id = "stop_session",
-    params(("id" = SessionId, Path, description = "The session")),
-    responses((status = 202, description = "It will be stopped", body = Session<'_>)))]
-async fn stop(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
-    want(&app, &caller, id.0, Desired::Stopped).await
-}
-
-async fn want(app: &App, caller: &Caller, id: SessionId, desired: Desired) -> Result<HttpResponse, Problem> {
-    let tenant = caller.tenant(Scope::SessionsWrite)?;
-    let (parts, now) = (app.clone(), app.clock.now());
-    let row = app
-        .detached(async move {
-            let row = parts.db.tenant(tenant, async move |conn| queries::want(conn, id, desired, now).await).await?;
-            parts.wake.sessions.notify_one();
-            Ok::<_, Problem>(row)
-        })
-        .await??
-        .ok_or_else(Problem::not_found)?;
-    Ok(HttpResponse::Accepted().json(Session::from(&row)))
-}
-
-/// A QR code to scan with the phone.
-#[derive(ToSchema)]
-#[schema(as = QrCode, example = json!({"value": "2@…", "expires_at": "2026-11-21T09:30:20Z"}))]
-#[expect(dead_code, reason = "describes the answer")]
-struct QrCode {
-    /// What the picture says. A credential: show it, keep it nowhere.
-    value: String,
-    /// When the next code replaces it.
-    expires_at: DateTime<Utc>,
-}
-
-/// What is sent of a code.
-#[derive(Serialize)]
-struct QrAnswer<'a> {
-    #[serde(serialize_with = "exposed")]
-    value: &'a SecretString,
-    expires_at: DateTime<Utc>,
-}
-
-fn exposed<S: serde::Serializer>(value: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(value.expose_secret())
-}
-
-/// Show the QR code
-///
-/// The code to scan right now, as text or, with `Accept: image/png`, as a picture. WhatsApp replaces it every 20 to 60
-/// seconds: fetch it again when it expires. 409 unless the session is `scan_qr`.
-#[utoipa::path(get, path = "/v1/sessions/{id}/qr", tag = "Sessions", operation_id = "get_session_qr",
-    params(("id" = SessionId, Path, description = "The session")),
-    responses(
-        (status = 200, description = "The code", content(
-            (QrCode = "application/json", example = json!({"value": "2@…", "expires_at": "2026-11-21T09:30:20Z"})),
-            (String = "image/png"))),
-        (status = 409, description = "The session is not scan_qr", body = ProblemBody<'_>, content_type = "application/problem+json")))]
-async fn show_qr(
+/// Name, pacing, windows, number check, settings and data. A change acts on what is queued already: the next message leaves
+/// by the new pacing and windows, and a new gap is counted from the last send.
+#[utoipa::path(patch, path = "/v1/sessions/{id}", tag = "Sessions", operation_id = "update_session",
+    params(("id" = SessionId, Path, description = "The session"), IfMatchHeader), request_body = SessionPatch,
+    responses((status = 200, description = "The session as it is now", body = Session<'_>)))]
+async fn patch(
     app: web::Data<App>,
     caller: Caller,
     id: Path<SessionId>,
-    request: HttpRequest,
+    if_match: IfMatch,
+    body: Body<SessionPatch>,
 ) -> Result<HttpResponse, Problem> {
-    let tenant = caller.tenant(Scope::SessionsRead)?;
-    let parts = App::clone(&app);
-    let code = app.detached(async move { qr::qr(&parts, tenant, id.0).await }).await??;
-    let mut response = HttpResponse::Ok();
-    response.insert_header((header::CACHE_CONTROL, "no-store")).insert_header((header::VARY, "Accept"));
-    if wants_picture(&request) {
-        return Ok(response.content_type("image/png").body(code.png()?));
-    }
-    Ok(response.json(QrAnswer { value: &code.value, expires_at: code.expires_at }))
+    let tenant = caller.tenant(Scope::SessionsWrite)?;
+    let (id, patch) = (id.0, body.into_inner());
+    let (parts, now) = (App::clone(&app), app.clock.now());
+    let row = app
+        .detached(async move {
+            let chance = parts.chance.clone();
+            let row = parts
+                .db
+                .tenant(tenant, async move |conn| {
+                    let old = change::lock(conn, id).await?.ok_or_else(Problem::not_found)?;
+                    if_match.check(old.version)?;
+                    let new = patch.applied_to(&old)?;
+                    let before =
+                        old.settings().ok().map(|settings| (settings.pacing.min_gap_ms, settings.pacing.jitter_ms));
+                    let changed = before != Some((new.pacing.min_gap_ms, new.pacing.jitter_ms));
+                    let millis = |millis: i32| std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+                    let gap = millis(new.pacing.min_gap_ms) + chance.jitter(millis(new.pacing.jitter_ms));
+                    let gap = TimeDelta::from_std(gap).ok().filter(|_| changed);
+                    change::update(conn, id, &new, gap, now).await.map_err(name_taken)
+                })
+                .await?;
+            parts.wake.dispatch.notify_one();
+            Ok::<_, Problem>(row)
+        })
+        .await??;
+    Ok(versioned(&Session::from(&row), row.version))
 }
 
-/// Whether the caller would rather have a picture than JSON.
-fn wants_picture(request: &HttpRequest) -> bool {
-    let Ok(accept) = Accept::parse(request) else { return false };
-    accept
-        .ranked()
-        .iter()
-        .find_map(|mime| match (mime.type_().as_str(), mime.subtype().as_str()) {
-            ("image", "png" | "*") => Some(true),
-            ("application", "json" | "*") | ("*", "*") => Some(false),
-            _ => None,
-        })
-        .unwrap_or(false)
+fn name_taken(fault: DbError) -> Problem {
+    if fault.is_duplicate_of(NAME_TAKEN) {
+        return Problem::conflict("A session of this name exists").field("name", "taken", "is taken");
+    }
+    fault.into()
 }
 
 impl From<CreateError> for Problem {
@@ -287,31 +353,6 @@ impl From<CreateError> for Problem {
                 Self::conflict("A session of this name exists").field("name", "taken", "is taken")
             }
             CreateError::Database(fault) => fault.into(),
-        }
-    }
-}
-
-impl From<QrError> for Problem {
-    fn from(fault: QrError) -> Self {
-        match fault {
-            QrError::NotFound => Self::not_found(),
-            QrError::NotScanning(status) => {
-                Self::conflict(format!("The session is {status}; there is a QR code only while it is scan_qr"))
-            }
-            QrError::Unavailable(CallError::Unauthorized | CallError::Rule(_) | CallError::Unsupported(_)) => {
-                tracing::error!(%fault, "a QR code was refused");
-                Self::new(Code::Unavailable, "The WAHA server of this session refuses to show the code").retry_after(30)
-            }
-            QrError::Unavailable(_) => {
-                tracing::warn!(%fault, "a QR code could not be fetched");
-                Self::new(Code::Unavailable, "The WAHA server of this session does not answer").retry_after(5)
-            }
-            QrError::Drawing => {
-                tracing::error!("a QR code could not be drawn");
-                Self::new(Code::Internal, "The code cannot be drawn; ask for it as JSON")
-            }
-            QrError::Database(fault) => fault.into(),
-            QrError::Directory(fault) => fault.into(),
         }
     }
 }

@@ -3,20 +3,20 @@
 //! Guarantee: place and rows are one transaction, so no server gets more sessions than its capacity and none is counted that
 //! does not exist. WAHA is not asked; that is the reconciler's work.
 
-use diesel::sql_types::{Binary, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Binary, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
+use crate::dispatch::pacing::Pacing;
+use crate::dispatch::windows::Windows;
 use crate::domain::ids::{SessionId, TenantId};
+use crate::sessions::change::{NAME_TAKEN, json};
 use crate::sessions::directory::webhook_key_purpose;
 use crate::sessions::servers;
-use crate::sessions::view::{Pacing, SessionRow, session_columns};
+use crate::sessions::view::{SessionRow, session_columns};
 use crate::waha::Engine;
-
-/// The name of the unique constraint on names.
-const NAME_TAKEN: &str = "waha_sessions_name";
 
 /// What a new session is to be.
 #[derive(Clone, Debug)]
@@ -29,6 +29,10 @@ pub struct NewSession {
     pub start: bool,
     /// How fast its messages may leave.
     pub pacing: Pacing,
+    /// When normal and bulk messages may leave; `None`: always.
+    pub windows: Option<Windows>,
+    /// Whether recipients' numbers are checked before the first message.
+    pub check_numbers: bool,
     /// The tenant's own settings of the session: an object.
     pub config: Value,
     /// The tenant's own data: an object.
@@ -60,13 +64,17 @@ const INSERT: &str = concat!(
     "\
 WITH s AS (
     INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, status_at, desired, engine,
-                               webhook_key_sealed, pacing, config, metadata, reconcile_at, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, 'epoch', $8, $9, $10, $11, $12, $13, $14, $7, $7)
+                               webhook_key_sealed, pacing, config, metadata, reconcile_at, windows, check_numbers,
+                               created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, 'epoch', $8, $9, $10, $11, $12, $13, $14, $17, $18, $7, $7)
     RETURNING *
 ), l AS (
     INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, stopped_because, min_gap_ms, jitter_ms,
+                       windows, check_numbers, per_minute, per_hour, per_day, new_chats_per_day, warm_up, typing,
                        created_at, updated_at)
-    SELECT s.tenant_id, s.id, s.waha_server_id, $7, 'session_not_working', $15, $16, $7, $7 FROM s
+    SELECT s.tenant_id, s.id, s.waha_server_id, $7, 'session_not_working', $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+           $7, $7
+    FROM s
     RETURNING *
 )
 SELECT ",
@@ -113,23 +121,26 @@ pub async fn create_in(
         .bind::<Text, _>(desired)
         .bind::<Text, _>(engine.as_str())
         .bind::<Binary, _>(sealed)
-        .bind::<Jsonb, _>(pacing_json(new.pacing))
+        .bind::<Jsonb, _>(json(&new.pacing))
         .bind::<Jsonb, _>(&new.config)
         .bind::<Jsonb, _>(&new.metadata)
         .bind::<Nullable<Timestamptz>, _>(new.start.then_some(now))
         .bind::<Integer, _>(new.pacing.min_gap_ms)
         .bind::<Integer, _>(new.pacing.jitter_ms)
+        .bind::<Nullable<Jsonb>, _>(new.windows.as_ref().map(json))
+        .bind::<Bool, _>(new.check_numbers)
+        .bind::<Nullable<Integer>, _>(new.pacing.per_minute)
+        .bind::<Nullable<Integer>, _>(new.pacing.per_hour)
+        .bind::<Nullable<Integer>, _>(new.pacing.per_day)
+        .bind::<Nullable<Integer>, _>(new.pacing.new_chats_per_day)
+        .bind::<Nullable<Jsonb>, _>(new.pacing.warm_up.as_ref().map(json))
+        .bind::<Bool, _>(new.pacing.typing)
         .prepared()
         .get_result(&mut *narrowed)
         .await
         .map_err(DbError::from)?;
     narrowed.widen().await?;
     Ok(row)
-}
-
-fn pacing_json(pacing: Pacing) -> Value {
-    // Two numbers always serialise.
-    serde_json::to_value(pacing).unwrap_or_default()
 }
 
 /// Lets this node see what was just committed: its caches forget, and its reconciler looks.

@@ -2,51 +2,26 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use serde::{Deserialize, Serialize};
+use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use serde::{Deserialize as _, Serialize};
 use utoipa::ToSchema;
 
+use crate::dispatch::pacing::Pacing;
+use crate::dispatch::windows::Windows;
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
+use crate::sessions::change::Settings;
 
 /// The columns of [`SessionRow`] from the aliases `s` (session) and `l` (its lane).
 macro_rules! session_columns {
     () => {
         "s.tenant_id, s.id, s.name, s.engine, s.status, s.external_session_id, s.waha_server_id, s.phone, s.push_name, \
          s.error_message, s.pacing, s.config, s.metadata, s.last_activity_at, s.version, s.created_at, s.updated_at, \
-         s.qr_expires_at, s.desired, l.queued"
+         s.qr_expires_at, s.desired, l.queued, s.windows, s.check_numbers, s.restriction_kind, s.restriction_since, \
+         CASE WHEN isfinite(s.restriction_until) THEN s.restriction_until END AS restriction_until, \
+         l.tenant_paused_at, l.tenant_pause_reason"
     };
 }
 pub(crate) use session_columns;
-
-/// How fast a session's messages may leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Pacing {
-    /// The smallest gap between two messages, in milliseconds; 0 switches it off.
-    #[serde(default = "Pacing::default_gap")]
-    #[schema(minimum = 0, maximum = 86_400_000, default = 1000)]
-    pub min_gap_ms: i32,
-    /// The most that chance adds to each gap, in milliseconds; 0 switches it off.
-    #[serde(default = "Pacing::default_jitter")]
-    #[schema(minimum = 0, maximum = 86_400_000, default = 500)]
-    pub jitter_ms: i32,
-}
-
-impl Pacing {
-    const fn default_gap() -> i32 {
-        1000
-    }
-
-    const fn default_jitter() -> i32 {
-        500
-    }
-}
-
-impl Default for Pacing {
-    fn default() -> Self {
-        Self { min_gap_ms: Self::default_gap(), jitter_ms: Self::default_jitter() }
-    }
-}
 
 /// A session as the database keeps it; the meaning of each field is that of [`Session`].
 #[derive(Clone, QueryableByName)]
@@ -92,12 +67,66 @@ pub struct SessionRow {
     pub desired: String,
     #[diesel(sql_type = Integer)]
     pub queued: i32,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub windows: Option<serde_json::Value>,
+    #[diesel(sql_type = Bool)]
+    pub check_numbers: bool,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub restriction_kind: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub restriction_since: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub restriction_until: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub tenant_paused_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub tenant_pause_reason: Option<String>,
+}
+
+impl SessionRow {
+    /// What the tenant has set.
+    ///
+    /// # Errors
+    /// When it is not what was written.
+    pub fn settings(&self) -> Result<Settings, serde_json::Error> {
+        Ok(Settings {
+            name: self.name.clone(),
+            pacing: Pacing::deserialize(&self.pacing)?,
+            windows: self.windows.as_ref().map(Windows::deserialize).transpose()?,
+            check_numbers: self.check_numbers,
+            config: self.config.clone(),
+            metadata: self.metadata.clone(),
+        })
+    }
 }
 
 impl std::fmt::Debug for SessionRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionRow").field("id", &self.id).field("status", &self.status).finish_non_exhaustive()
     }
+}
+
+/// Why and since when WhatsApp does not let a session write to people who never wrote to it.
+#[derive(Serialize, ToSchema)]
+pub struct Restriction<'a> {
+    /// What kind of restriction.
+    #[schema(example = "new_chats")]
+    pub kind: &'a str,
+    /// Since when.
+    pub since: Option<DateTime<Utc>>,
+    /// Until when; null: until further notice.
+    #[schema(required)]
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// That sending is paused by the tenant.
+#[derive(Serialize, ToSchema)]
+pub struct Paused<'a> {
+    /// Why, as it was said.
+    #[schema(required)]
+    pub reason: Option<&'a str>,
+    /// Since when.
+    pub since: DateTime<Utc>,
 }
 
 /// A WhatsApp session: one number, paired or to be paired.
@@ -129,6 +158,18 @@ pub struct Session<'a> {
     /// How fast its messages may leave.
     #[schema(value_type = Pacing)]
     pub pacing: &'a serde_json::Value,
+    /// When its normal and bulk messages may leave; absent: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Windows>)]
+    pub windows: Option<&'a serde_json::Value>,
+    /// Whether a recipient's number is checked with WhatsApp before the first message to it.
+    pub check_numbers: bool,
+    /// Present while WhatsApp does not let it write to people who never wrote to it. Such messages wait; replies leave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restriction: Option<Restriction<'a>>,
+    /// Present while sending is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Paused<'a>>,
     /// Messages waiting for their turn.
     pub queued: i32,
     /// The tenant's own settings of the session.
@@ -159,6 +200,14 @@ impl<'a> From<&'a SessionRow> for Session<'a> {
             push_name: row.push_name.as_deref(),
             error_message: row.error_message.as_deref(),
             pacing: &row.pacing,
+            windows: row.windows.as_ref(),
+            check_numbers: row.check_numbers,
+            restriction: row.restriction_kind.as_deref().map(|kind| Restriction {
+                kind,
+                since: row.restriction_since,
+                until: row.restriction_until,
+            }),
+            paused: row.tenant_paused_at.map(|since| Paused { reason: row.tenant_pause_reason.as_deref(), since }),
             queued: row.queued,
             config: &row.config,
             metadata: &row.metadata,

@@ -17,7 +17,7 @@ async fn a_new_session_waits_with_its_lane_held() {
     assert_eq!((row.name.as_str(), row.status.as_str(), row.desired.as_str()), ("support", "starting", "started"));
     assert_eq!(row.external_session_id, format!("sb_{}", row.id.to_string().replace('-', "")));
     assert_eq!((row.waha_server_id, row.engine.as_str(), row.queued, row.version), (server, "NOWEB", 0, 1));
-    assert_eq!(row.pacing, serde_json::json!({"min_gap_ms": 1000, "jitter_ms": 500}));
+    assert_eq!(row.pacing, serde_json::json!({"min_gap_ms": 1000, "jitter_ms": 500, "typing": false}));
     let key = stand.webhook_key(tenant, row.id).await;
     assert_eq!((key.len(), hex::decode(&key).unwrap().len()), (64, 32));
     let lanes = "SELECT count(*) FROM lanes WHERE paused_because = 'session_not_working' AND min_gap_ms = 1000 \

@@ -23,7 +23,7 @@ async fn created_listed_looked_at() {
         (&resource["name"], &resource["status"], &resource["engine"], &resource["queued"], &resource["version"]),
         (&json!("support"), &json!("starting"), &json!("NOWEB"), &json!(0), &json!(1))
     );
-    assert_eq!(resource["pacing"], json!({"min_gap_ms": 0, "jitter_ms": 0}));
+    assert_eq!(resource["pacing"], json!({"min_gap_ms": 0, "jitter_ms": 0, "typing": false}));
     assert_eq!((&resource["metadata"], &resource["config"]), (&json!({"team": "x"}), &json!({"a": 1})));
     assert_eq!((&resource["tenant_id"], &resource["waha_server_id"]), (&json!(a), &json!(server)));
     let path = format!("/v1/sessions/{}", resource["id"].as_str().unwrap());

@@ -5,3 +5,4 @@ mod creating;
 mod doors;
 mod reconciling;
 mod stand;
+mod steering;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use switchboard::app::App;
 use switchboard::config::Config;
 use switchboard::db::{Db, DbError};
+use switchboard::dispatch::pacing::Pacing;
 use switchboard::domain::chance::Chance;
 use switchboard::domain::clock::Clock;
 use switchboard::domain::ids::{SessionId, TenantId, WahaServerId};
@@ -18,7 +19,7 @@ use switchboard::sessions::directory::api_key_purpose;
 use switchboard::sessions::queries;
 use switchboard::sessions::reconcile;
 use switchboard::sessions::servers::{self, NewWahaServer};
-use switchboard::sessions::view::{Pacing, SessionRow};
+use switchboard::sessions::view::SessionRow;
 use switchboard::simulator::{Simulator, SimulatorConfig};
 use switchboard::waha::{Engine, Server};
 use tokio::sync::watch;
@@ -104,6 +105,8 @@ pub fn session(name: &str) -> NewSession {
         engine: None,
         start: true,
         pacing: Pacing::default(),
+        windows: None,
+        check_numbers: true,
         config: json!({}),
         metadata: json!({"team": "support"}),
     }

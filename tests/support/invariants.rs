@@ -17,12 +17,12 @@ macro_rules! steps {
 const RULES: [(&str, &str); 9] = [
     (
         "a lane counts what waits in it",
-        "SELECT l.session_id::text FROM lanes l WHERE l.queued <> (SELECT count(*) FROM messages m WHERE m.session_id = l.session_id AND m.status = 'queued')",
+        "SELECT l.session_id::text FROM lanes l WHERE l.queued <> (SELECT count(*) FROM messages m WHERE m.session_id = l.session_id AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL)",
     ),
     (
         "a lane with something to do has a time to do it",
         "SELECT l.session_id::text FROM lanes l WHERE l.ready_at IS NULL AND l.paused_because IS NULL
-            AND (l.in_flight IS NOT NULL OR EXISTS (SELECT FROM messages m WHERE m.session_id = l.session_id AND m.status = 'queued'))",
+            AND (l.in_flight IS NOT NULL OR EXISTS (SELECT FROM messages m WHERE m.session_id = l.session_id AND (m.status = 'queued' OR m.requeued) AND m.held_because IS NULL))",
     ),
     ("a paused lane is never due", "SELECT l.session_id::text FROM lanes l WHERE l.paused_because IS NOT NULL AND l.ready_at IS NOT NULL"),
     (

@@ -1,0 +1,4 @@
+//! Whose turn it is, on a clock that tests move.
+
+mod due;
+mod stand;
