@@ -398,6 +398,7 @@ pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
             control.clear_faults();
             Answer::empty(204)
         }
+        "POST fleet" => super::fleet::answer(world, call),
         "POST restart" => {
             let asked = if call.body.is_null() { Ok(Restart::default()) } else { body(call) };
             asked.map_or_else(invalid, |Restart { down_ms }| {

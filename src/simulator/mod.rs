@@ -34,6 +34,7 @@ mod brakes;
 mod content;
 mod control;
 mod faults;
+mod fleet;
 mod http;
 mod ids;
 mod judge;
@@ -83,6 +84,7 @@ Control endpoints (same X-Api-Key):
   POST   /_simulator/repeats                 {\"show\"}                   whether a repeated id shows another bubble
   POST   /_simulator/faults                  {\"rules\":[{\"endpoint\",\"session\",\"nth\",\"times\",\"probability\",\"until_restart\",\"fault\"}],\"webhooks\":{..}}
   DELETE /_simulator/faults                  no faults any more
+  POST   /_simulator/fleet                   {\"sessions\":[{\"name\",\"number\",\"config\"}]}  sessions that are WORKING at once
   POST   /_simulator/restart                 {\"down_ms\"}                 WAHA restarts; webhook retries are lost";
 
 /// WAHA's engine: decides the shape of answers and whether a message id may be chosen.

@@ -68,6 +68,19 @@ pub(super) struct Me {
     pub capping: Option<Value>,
 }
 
+impl Me {
+    /// The account with this number.
+    fn of(number: &str) -> Self {
+        Self {
+            id: format!("{number}@c.us"),
+            push_name: "Simulated",
+            lid: numbers::lid_of(number),
+            timelock: None,
+            capping: None,
+        }
+    }
+}
+
 pub(super) struct Session {
     pub name: Arc<str>,
     /// One lifecycle call at a time.
@@ -318,13 +331,7 @@ impl Session {
             }
             inner.generation += 1;
             let number = world.next_number();
-            let me = Me {
-                id: format!("{number}@c.us"),
-                push_name: "Simulated",
-                lid: numbers::lid_of(&number),
-                timelock: None,
-                capping: None,
-            };
+            let me = Me::of(&number);
             inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
             inner.me = Some(Arc::new(me));
             inner.generation
@@ -335,6 +342,15 @@ impl Session {
             session.enter(&world_of_task, Status::Working, Some(generation), None);
         });
         true
+    }
+
+    /// Paired with `number` and WORKING at once; nobody is told.
+    pub fn work_as(&self, number: &str) {
+        let me = Me::of(number);
+        let mut inner = lock(&self.inner);
+        inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
+        inner.me = Some(Arc::new(me));
+        self.status.send_replace(Status::Working);
     }
 
     /// STOPPED at once; the pairing stays.

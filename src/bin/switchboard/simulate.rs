@@ -12,9 +12,9 @@ use crate::serve::ended_by_signal;
 #[derive(clap::Args)]
 #[command(after_help = format!("{NUMBERS_HELP}\n\n{CONTROL_HELP}"))]
 pub struct Arguments {
-    /// Where to listen; port 0 takes a free one
+    /// Where to listen; port 0 takes a free one. Each further address is a WAHA server of its own
     #[arg(long, default_value = "127.0.0.1:3000")]
-    bind: SocketAddr,
+    bind: Vec<SocketAddr>,
     /// The API key it asks for
     #[arg(long, env = "WAHA_API_KEY", hide_env_values = true, default_value = "simulator")]
     api_key: String,
@@ -30,19 +30,24 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let bind = arguments.bind;
-    let simulator = Simulator::start(SimulatorConfig {
-        bind,
-        api_key: SecretString::from(arguments.api_key),
-        engine: arguments.engine,
-        time_scale: arguments.time_scale,
-        auto_pair: arguments.auto_pair,
-        ..SimulatorConfig::default()
-    })
-    .await
-    .with_context(|| format!("{bind}"))?;
-    println!("A simulated WAHA server listens on {}; Ctrl-C ends it.", simulator.url());
+    let mut simulators = Vec::new();
+    for bind in arguments.bind {
+        let simulator = Simulator::start(SimulatorConfig {
+            bind,
+            api_key: SecretString::from(arguments.api_key.clone()),
+            engine: arguments.engine,
+            time_scale: arguments.time_scale,
+            auto_pair: arguments.auto_pair,
+            ..SimulatorConfig::default()
+        })
+        .await
+        .with_context(|| format!("{bind}"))?;
+        println!("A simulated WAHA server listens on {}; Ctrl-C ends it.", simulator.url());
+        simulators.push(simulator);
+    }
     ended_by_signal().await?;
-    simulator.stop().await;
+    for simulator in simulators {
+        simulator.stop().await;
+    }
     Ok(())
 }
