@@ -18,6 +18,7 @@ use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
 use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
+use crate::ingest::road::Road;
 use crate::ingest::spool::Spool;
 use crate::messages::accept::Acceptor;
 use crate::sessions::directory::Directory;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub directory: Directory,
     /// Accepts messages.
     pub acceptor: Acceptor,
+    /// Puts WAHA's events on the road.
+    pub road: GroupCommit<Road>,
     /// Keeps WAHA's events while the broker is away.
     pub spool: GroupCommit<Spool>,
     /// The callers' keys.
@@ -153,12 +156,14 @@ impl App {
             publish_timeout: Duration::from_secs(5),
             channels: 2,
         };
+        let broker = Broker::start(broker, chance.clone());
         Ok(Self(Arc::new(Parts {
             keys: Keys::new(config.platform_key.as_ref(), &generation),
             health: Health::default(),
             directory: Directory::new(db.clone(), sealer.clone(), &generation),
             waha: WahaClient::new(Handle::current(), Timeouts::default())?,
-            broker: Broker::start(broker, chance.clone()),
+            road: GroupCommit::start("road", Road { broker: broker.clone(), chance: chance.clone() }, 20_000, 1000),
+            broker,
             runtime: Handle::current(),
             spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
             acceptor,

@@ -34,7 +34,7 @@ use tokio::time::timeout;
 
 pub use consumer::ConsumerHandle;
 pub use delivery::{ConsumeOptions, Delivery, Verdict};
-pub use envelope::{Envelope, EnvelopeError, InboundEvent, OutboundRef};
+pub use envelope::{Envelope, EnvelopeError, InboundBatch, InboundEvent, OutboundRef};
 pub use link::LinkState;
 pub use meter::describe_metrics;
 pub use publisher::{Outgoing, PublishError};
@@ -167,7 +167,21 @@ impl Broker {
     }
 
     /// Publishes messages, in order, and answers for each by index. All are sent before the first confirm is awaited.
+    ///
+    /// An event that nobody listens for is published all the same.
     pub async fn publish_all(&self, messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        let is_event: Vec<bool> = messages.iter().map(|message| message.route.queue().is_none()).collect();
+        let mut answers = self.publish_to_listeners(messages).await;
+        for (answer, is_event) in answers.iter_mut().zip(is_event) {
+            if is_event && *answer == Err(PublishError::Unroutable) {
+                *answer = Ok(());
+            }
+        }
+        answers
+    }
+
+    /// As [`Broker::publish_all`], but an event that nobody listens for is [`PublishError::Unroutable`].
+    pub async fn publish_to_listeners(&self, messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
         let count = messages.len();
         if count == 0 {
             return Vec::new();

@@ -64,7 +64,7 @@ pub enum PublishError {
     /// No confirm came in time.
     #[error("the broker did not confirm in time")]
     TimedOut,
-    /// The queue does not exist and could not be made.
+    /// The queue does not exist and could not be made; of an event: nobody listens.
     #[error("no queue takes the message")]
     Unroutable,
     /// The broker answered that it did not keep the message: a full or failing queue.
@@ -160,7 +160,9 @@ impl Worker {
         let mut missing: HashSet<Option<Queue>> = HashSet::new();
         for (message, answer) in messages.iter().zip(&mut answers) {
             if *answer == unroutable {
-                missing.insert(message.route.queue());
+                // An event that nobody listens for is no fault.
+                let Some(queue) = message.route.queue() else { continue };
+                missing.insert(Some(queue));
             } else if *answer == Tried::ChannelClosed {
                 missing.insert(None);
             } else {
@@ -335,7 +337,7 @@ fn settle(answers: &mut [Tried], with: Published) {
 /// `None` where the address of the message is longer than AMQP allows.
 fn send<'a>(channel: &'a Channel, names: &Names, message: &'a Outgoing) -> Option<Confirm<'a>> {
     let (exchange, key, mandatory) = match &message.route {
-        Route::Event { routing_key } => (names.events(), routing_key.clone(), false),
+        Route::Event { routing_key } => (names.events(), routing_key.clone(), true),
         Route::Outbound(server) => (String::new(), names.queue(Queue::Outbound(*server)), true),
         Route::Inbound => (String::new(), names.queue(Queue::Inbound), true),
         Route::Deliver => (String::new(), names.queue(Queue::Deliver), true),

@@ -187,9 +187,11 @@ impl Db {
                         .await
                         .map_err(|_| diesel::ConnectionError::BadConnection("timed out".to_owned()))??;
                     conn.batch_execute(
+                        // One plan for each statement of the engine: they take arrays of whatever length, and planning them anew
+                        // for each costs more than running them.
                         "SET ROLE switchboard_system; SET application_name = 'switchboard'; SET statement_timeout = '30s'; \
                          SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; SET TimeZone = 'UTC'; \
-                         SET plan_cache_mode = 'auto'",
+                         SET plan_cache_mode = 'force_generic_plan'",
                     )
                     .await
                     .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
@@ -239,8 +241,12 @@ impl Db {
         E: From<DbError> + Send,
         R: Send,
     {
-        // A parsed UUID is the only thing ever formatted into this text.
-        let begin = format!("BEGIN; SET LOCAL ROLE switchboard_tenant; SET LOCAL app.tenant_id = '{}'", tenant.0);
+        // A parsed UUID is the only thing ever formatted into this text. What a tenant looks for differs from request to request,
+        // so its statements may have plans of their own.
+        let begin = format!(
+            "BEGIN; SET LOCAL ROLE switchboard_tenant; SET LOCAL app.tenant_id = '{}'; SET LOCAL plan_cache_mode = 'auto'",
+            tenant.0
+        );
         let mut conn = TenantConn { conn: self.begin(&begin).await?, tenant };
         let result = work(&mut conn).await;
         finish(&mut conn, result).await

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::db::{DbError, Prepare, sql};
@@ -54,8 +54,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, chance: &Chance, acks: Vec<AckE
     let known = lock_messages(conn, &highest).await?;
     let mut steps: Vec<(AckEvent, MessageId, Vec<Status>, Status)> = Vec::new();
     for message in known {
-        let Some(id) = message.waha_message_id.clone() else { continue };
-        let Some(ack) = highest.remove(&(message.session_id, id)) else { continue };
+        let Some(ack) = highest.remove(&(message.session_id, message.waha_message_id)) else { continue };
         let Ok(status) = message.status.parse::<Status>() else { continue };
         let path = status.after_ack(ack.ack);
         let news = message.ack.and_then(Ack::from_level).is_none_or(|known| supersedes(known, ack.ack));
@@ -161,18 +160,30 @@ impl EarlyAck {
     }
 }
 
+/// What decides on the next step of a message.
+#[derive(QueryableByName)]
+struct Known {
+    #[diesel(sql_type = SqlUuid)]
+    session_id: SessionId,
+    #[diesel(sql_type = SqlUuid)]
+    id: MessageId,
+    #[diesel(sql_type = Text)]
+    waha_message_id: String,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = Nullable<SmallInt>)]
+    ack: Option<i16>,
+}
+
 async fn lock_messages(
     conn: &mut AsyncPgConnection,
     acks: &HashMap<(SessionId, String), AckEvent>,
-) -> Result<Vec<MessageRow>, DbError> {
+) -> Result<Vec<Known>, DbError> {
     let (sessions, ids): (Vec<_>, Vec<_>) = acks.keys().map(|(session, id)| (*session, id.as_str())).unzip();
-    Ok(sql(concat!(
-        "SELECT ",
-        message_columns!(),
-        " FROM messages m JOIN unnest($1, $2) AS i (session_id, id) \
-          ON m.session_id = i.session_id AND m.waha_message_id = i.id AND m.direction = 'outbound' \
-          ORDER BY m.tenant_id, m.id FOR UPDATE OF m"
-    ))
+    Ok(sql("SELECT m.session_id, m.id, m.waha_message_id, m.status, m.ack \
+         FROM messages m JOIN unnest($1, $2) AS i (session_id, id) \
+           ON m.session_id = i.session_id AND m.waha_message_id = i.id AND m.direction = 'outbound' \
+         ORDER BY m.tenant_id, m.id FOR UPDATE OF m")
     .bind::<Array<SqlUuid>, _>(sessions)
     .bind::<Array<Text>, _>(ids)
     .prepared()

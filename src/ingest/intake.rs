@@ -6,11 +6,11 @@
 use bytes::Bytes;
 
 use crate::app::App;
-use crate::broker::envelope::{Envelope, InboundEvent};
-use crate::broker::{Outgoing, PublishError, Route};
+use crate::broker::PublishError;
+use crate::broker::envelope::InboundEvent;
 use crate::domain::ids::WahaServerId;
+use crate::ingest::road::Road;
 use crate::sessions::directory::DirectoryError;
-use crate::telemetry::trace;
 use crate::waha::webhook;
 
 /// Why an event was not kept.
@@ -43,10 +43,15 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
         return Err(IntakeError::UnknownServer);
     }
     // An unknown session answers as a wrong signature does.
-    let name = webhook::session_name(&body).ok_or(IntakeError::BadSignature)?.session.into_owned();
-    let session = app.directory.session_named(server, &name).await?.ok_or(IntakeError::BadSignature)?;
+    let peek = webhook::session_name(&body).ok_or(IntakeError::BadSignature)?;
+    let session = app.directory.session_named(server, &peek.session).await?.ok_or(IntakeError::BadSignature)?;
     if !webhook::verify(&[&session.webhook_key], &body, signature) {
         return Err(IntakeError::BadSignature);
+    }
+    // A fourth of what WAHA posts about sent messages, and it says nothing new.
+    if session.engine.honours_message_id() && webhook::is_pending_echo(&peek.event, &body) {
+        metrics::counter!("switchboard_ingest_echoes_total").increment(1);
+        return Ok(());
     }
     let event = InboundEvent {
         tenant_id: session.tenant,
@@ -55,7 +60,7 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
         received_at: app.clock.now(),
         body: String::from_utf8_lossy(&body).into_owned(),
     };
-    match publish(app, &event).await {
+    match publish(app, event.clone()).await {
         Ok(()) => Ok(()),
         Err(fault) => {
             tracing::debug!(%fault, "intake: spooling");
@@ -68,13 +73,18 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     }
 }
 
-/// Puts `event` on the road to the consumers.
-pub(super) async fn publish(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
+/// Puts `event` on the road to the consumers, together with others.
+async fn publish(app: &App, event: InboundEvent) -> Result<(), PublishError> {
     if !app.broker.is_connected() {
         return Err(PublishError::Disconnected);
     }
-    let id = app.chance.uuid(event.received_at);
-    let body = event.to_bytes().map_err(|_| PublishError::Refused)?;
-    let traceparent = Some(trace::parent_for(id, &app.chance));
-    app.broker.publish(Outgoing { route: Route::Inbound, kind: InboundEvent::KIND, id, traceparent, body }).await
+    app.road.write(event).await.unwrap_or(Err(PublishError::Disconnected))
+}
+
+/// Puts `event` on the road alone.
+pub(super) async fn publish_alone(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
+    if !app.broker.is_connected() {
+        return Err(PublishError::Disconnected);
+    }
+    Road { broker: app.broker.clone(), chance: app.chance.clone() }.alone(event).await
 }

@@ -7,6 +7,7 @@ pub mod acks;
 pub mod apply;
 pub mod inbound;
 pub mod intake;
+pub mod road;
 pub mod spool;
 
 use std::time::Duration;
@@ -14,16 +15,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::app::App;
-use crate::broker::envelope::{Envelope, InboundEvent};
+use crate::broker::envelope::{Envelope, EnvelopeError, InboundBatch, InboundEvent};
 use crate::broker::{ConsumeOptions, Delivery, Queue, Verdict};
 use crate::db::DbError;
 
-/// Events in a batch at most.
-const BATCH: usize = 500;
+/// Messages of the broker's in a batch at most: of [`road::TOGETHER`] events each, about 500 events.
+const BATCH: usize = 8;
 
 /// Applies events from broker and spool until `stop` turns true.
 pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
-    let options = ConsumeOptions { prefetch: 1000, max_batch: BATCH, ..ConsumeOptions::default() };
+    let options = ConsumeOptions { prefetch: 64, max_batch: BATCH, ..ConsumeOptions::default() };
     let applier = app.clone();
     let consumer = app.broker.consume_batches(Queue::Inbound, options, move |deliveries: Vec<Delivery>| {
         let app = applier.clone();
@@ -59,21 +60,47 @@ async fn tidy(app: &App) -> Result<bool, DbError> {
 
 async fn apply_deliveries(app: &App, deliveries: &[Delivery]) -> Vec<Verdict> {
     // What cannot be read will not be readable later; it is kept with the dead letters.
-    let parsed: Vec<Option<InboundEvent>> = deliveries
+    let parsed: Vec<Option<Vec<InboundEvent>>> = deliveries
         .iter()
         .map(|delivery| {
-            InboundEvent::parse(&delivery.body)
-                .inspect_err(|fault| tracing::error!(%fault, "ingest: not an inbound event"))
-                .ok()
+            read(delivery).inspect_err(|fault| tracing::error!(%fault, "ingest: not an inbound event")).ok()
         })
         .collect();
-    let events: Vec<InboundEvent> = parsed.iter().flatten().cloned().collect();
+    let events: Vec<InboundEvent> = parsed.iter().flatten().flatten().cloned().collect();
     let mut applied = apply::apply_all(app, &events).await.into_iter();
-    parsed
-        .iter()
-        .map(|event| match event {
-            Some(_) => applied.next().unwrap_or(Verdict::Retry),
-            None => Verdict::Dead,
-        })
-        .collect()
+    let mut verdicts = Vec::with_capacity(deliveries.len());
+    for events in &parsed {
+        let Some(events) = events else {
+            verdicts.push(Verdict::Dead);
+            continue;
+        };
+        let each: Vec<Verdict> = events.iter().map(|_| applied.next().unwrap_or(Verdict::Retry)).collect();
+        verdicts.push(judge(app, events, &each).await);
+    }
+    verdicts
+}
+
+fn read(delivery: &Delivery) -> Result<Vec<InboundEvent>, EnvelopeError> {
+    if delivery.kind == InboundBatch::KIND {
+        return InboundBatch::parse(&delivery.body).map(|batch| batch.events);
+    }
+    InboundEvent::parse(&delivery.body).map(|event| vec![event])
+}
+
+/// One verdict for events that came together: those that cannot be applied are sent to the dead letters one by one, by the
+/// same road.
+async fn judge(app: &App, events: &[InboundEvent], each: &[Verdict]) -> Verdict {
+    if let [verdict] = each {
+        return *verdict;
+    }
+    if each.contains(&Verdict::Retry) {
+        return Verdict::Retry;
+    }
+    for (event, _) in events.iter().zip(each).filter(|(_, verdict)| **verdict == Verdict::Dead) {
+        if let Err(fault) = intake::publish_alone(app, event).await {
+            tracing::debug!(%fault, "ingest: an event could not be set aside yet");
+            return Verdict::Retry;
+        }
+    }
+    Verdict::Done
 }

@@ -102,7 +102,7 @@ async fn hand_over_first(app: &App, behind: i64) -> Result<Option<(i64, bool)>, 
         .system(async |conn| {
             let Some(row) = take(conn, behind, 1).await?.into_iter().next() else { return Ok::<_, DbError>(None) };
             let id = row.id;
-            let handed_over = intake::publish(app, &row.into_event()).await.is_ok();
+            let handed_over = intake::publish_alone(app, &row.into_event()).await.is_ok();
             if handed_over {
                 remove(conn, &[id]).await?;
             }

@@ -62,6 +62,28 @@ pub fn session_name(body: &[u8]) -> Option<Peek<'_>> {
     serde_json::from_slice(body).ok()
 }
 
+/// Whether `body`, an event named `event`, only says that the engine has a message that was handed to it through its API, and
+/// WhatsApp not yet. Where the gateway chose the message's id, it knows that already.
+#[must_use]
+pub fn is_pending_echo(event: &str, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Echo<'a> {
+        #[serde(borrow)]
+        payload: Payload<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Payload<'a> {
+        #[serde(rename = "fromMe")]
+        from_me: bool,
+        #[serde(borrow)]
+        source: Cow<'a, str>,
+        ack: i64,
+    }
+    event == "message.any"
+        && serde_json::from_slice(body)
+            .is_ok_and(|Echo { payload }: Echo<'_>| payload.from_me && payload.source == "api" && payload.ack == 0)
+}
+
 /// Why a body is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookError {

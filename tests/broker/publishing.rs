@@ -81,6 +81,8 @@ async fn an_event_nobody_listens_to_is_fine_and_a_listener_gets_what_matches() {
     let room = Room::open().await;
     let event = |key: &str, body: &str| room.message(Route::Event { routing_key: key.to_owned() }, body);
     assert_eq!(room.broker.publish(event("t1.message.sent", "0")).await, Ok(()));
+    let unheard = room.broker.publish_to_listeners(vec![event("t1.message.sent", "0")]).await;
+    assert_eq!(unheard, [Err(PublishError::Unroutable)], "whoever asks is told that nobody listens");
     let too_long = event(&"k".repeat(256), "0");
     assert_eq!(room.broker.publish(too_long).await, Err(PublishError::Refused));
 
@@ -99,6 +101,8 @@ async fn an_event_nobody_listens_to_is_fine_and_a_listener_gets_what_matches() {
         }
     };
     assert_eq!(first.0, "t1.probe");
+    let heard = room.broker.publish_to_listeners(vec![event("t1.probe", "0"), event("t2.message.sent", "0")]).await;
+    assert_eq!(heard, [Ok(()), Err(PublishError::Unroutable)]);
     assert_eq!(room.broker.publish(event("t2.message.sent", "7")).await, Ok(()));
     for number in 100..200 {
         assert_eq!(room.broker.publish(event("t1.message.sent", &number.to_string())).await, Ok(()));
