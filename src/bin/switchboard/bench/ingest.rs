@@ -15,7 +15,7 @@ use switchboard::domain::clock::Clock;
 
 use super::fleet::{Fleet, Member};
 use super::load::{Until, drive, with_headers};
-use super::rig::{Rig, connect};
+use super::rig::{Baseline, Rig, connect};
 use super::usage::Meter;
 use super::{Arguments, Finding, median, print_used};
 
@@ -41,7 +41,11 @@ async fn measure(rig: &mut Rig, arguments: &Arguments) -> anyhow::Result<Finding
         let count = if turn == 0 { SESSIONS } else { arguments.messages };
         let webhooks: Vec<Vec<u8>> =
             (0..count).filter_map(|n| Some(webhook(fleet.sessions.get(n % SESSIONS)?, &chance))).collect();
-        let baseline = rig.pgbench(arguments.connections, if turn == 0 { 1 } else { arguments.seconds }).await?;
+        // The first turn only fills caches and gives the planner its statistics.
+        let baseline = match turn {
+            0 => Baseline::default(),
+            _ => rig.pgbench(arguments.connections, arguments.seconds).await?,
+        };
         let meter = Meter::start(&rig.admin, &rig.database, &rig.processes(), false).await?;
         let started = Instant::now();
         let kept = drive(&rig.address, arguments.connections, &webhooks, Until::Made(count), 200).await?;

@@ -32,6 +32,7 @@ const INSERT: &str = "INSERT INTO twin (tenant_id, id, session_id, direction, st
      '{\"order\": \"4711\"}', gen_random_uuid(), now(), now());\n";
 
 /// What one insert per commit achieves.
+#[derive(Default)]
 pub struct Baseline {
     /// Inserts a second.
     pub rate: f64,
