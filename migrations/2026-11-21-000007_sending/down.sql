@@ -3,6 +3,7 @@ DROP TABLE sender_pool_recipients;
 DROP TABLE sender_pool_sessions;
 DROP TABLE sender_pools;
 DROP TABLE media;
+DROP TRIGGER waha_servers_version ON waha_servers;
 DROP TABLE foreign_id_endpoints;
 DROP TABLE number_checks;
 DROP TABLE conversations;

@@ -134,6 +134,10 @@ CREATE TABLE foreign_id_endpoints (
 GRANT SELECT, INSERT, DELETE ON foreign_id_endpoints TO switchboard_system;
 CREATE TRIGGER foreign_id_endpoints_directory AFTER INSERT OR DELETE ON foreign_id_endpoints
     FOR EACH STATEMENT EXECUTE FUNCTION bump_directory_generation();
+-- Another version may keep ids.
+CREATE TRIGGER waha_servers_version AFTER UPDATE OF waha_version ON waha_servers FOR EACH ROW
+    WHEN (OLD.waha_version IS DISTINCT FROM NEW.waha_version)
+    EXECUTE FUNCTION bump_directory_generation();
 
 -- Files to be sent; the bytes are in object storage under storage_key.
 CREATE TABLE media (

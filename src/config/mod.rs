@@ -3,6 +3,8 @@
 //! A setting comes from the environment, else from the file named by `SWITCHBOARD_CONFIG` (TOML, the same names in lower
 //! case without the `SWITCHBOARD_` prefix), else from its default. This is the only module that reads the environment.
 
+mod sending;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::sending::Sending;
 use crate::db::DbConfig;
 
 /// The settings of one process.
@@ -43,6 +46,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Timings of the engine.
     pub timings: Timings,
+    /// How messages are handed over.
+    pub sending: Sending,
 }
 
 /// How log lines look.
@@ -191,6 +196,7 @@ impl Config {
                 reconcile: reader.millis("SWITCHBOARD_RECONCILE_MS", defaults.reconcile),
                 drain: reader.millis("SWITCHBOARD_DRAIN_MS", defaults.drain),
             },
+            sending: Sending::read(&mut reader),
             public_url: match public_url {
                 Some(url) => url,
                 None => return Err(ConfigError(reader.faults)),
@@ -208,6 +214,11 @@ impl Config {
     }
 }
 
+/// Every setting's name.
+fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().chain(Sending::NAMES)
+}
+
 struct Reader {
     values: BTreeMap<String, String>,
     faults: Vec<String>,
@@ -216,7 +227,7 @@ struct Reader {
 impl Reader {
     fn add_file(&mut self) {
         for name in self.values.keys() {
-            if name.starts_with("SWITCHBOARD_") && !NAMES.contains(&name.as_str()) {
+            if name.starts_with("SWITCHBOARD_") && !names().any(|known| known == name) {
                 self.faults.push(format!("{name}: no such setting"));
             }
         }
@@ -229,8 +240,7 @@ impl Reader {
             Ok(table) => {
                 for (key, value) in table {
                     let upper = key.to_ascii_uppercase();
-                    let Some(name) =
-                        NAMES.into_iter().find(|name| name.strip_prefix("SWITCHBOARD_").unwrap_or(name) == upper)
+                    let Some(name) = names().find(|name| name.strip_prefix("SWITCHBOARD_").unwrap_or(name) == upper)
                     else {
                         self.faults.push(format!("SWITCHBOARD_CONFIG: {key}: no such setting"));
                         continue;

@@ -1,7 +1,7 @@
 //! The types of events, and the patterns that select them.
 
 /// Every type of event, in the order of the documentation.
-pub const TYPES: [&str; 16] = [
+pub const TYPES: [&str; 17] = [
     "message.received",
     "message.queued",
     "message.sent",
@@ -15,6 +15,7 @@ pub const TYPES: [&str; 16] = [
     "message.revoked",
     "message.reaction",
     "session.status",
+    "session.restricted",
     "session.qr",
     ENDPOINT_DISABLED,
     TEST_PING,

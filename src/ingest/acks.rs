@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::db::{DbError, Prepare, sql};
@@ -213,16 +213,19 @@ async fn keep_early(conn: &mut AsyncPgConnection, mut acks: Vec<AckEvent>) -> Re
     Ok(())
 }
 
-// "Pending" settles no attempt: the engine has the message, WhatsApp perhaps not.
+// "Pending" settles no attempt: the engine has the message, WhatsApp perhaps not. With the first acknowledgement of WhatsApp's
+// server the recipient is nobody new any more.
 const ADVANCE: &str = concat!(
     "\
 WITH input AS (
-    SELECT * FROM unnest($1, $2, $3, $4, $5) AS i (tenant_id, id, status, ack, at)
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS i (tenant_id, id, status, ack, at, first)
 ), message AS (
     UPDATE messages m SET
         status = i.status,
         ack = i.ack,
         attempt_state = CASE WHEN i.ack = 0 THEN m.attempt_state ELSE 'none' END,
+        requeued = m.requeued AND i.status = 'sending',
+        held_because = CASE WHEN i.status = 'sending' THEN m.held_because END,
         sent_at = CASE WHEN i.status IN ('sent', 'delivered', 'read', 'played') THEN coalesce(m.sent_at, i.at) ELSE m.sent_at END,
         delivered_at = CASE WHEN i.status IN ('delivered', 'read', 'played') THEN coalesce(m.delivered_at, i.at) ELSE m.delivered_at END,
         read_at = CASE WHEN i.status IN ('read', 'played') THEN coalesce(m.read_at, i.at) ELSE m.read_at END,
@@ -234,6 +237,12 @@ WITH input AS (
         updated_at = greatest(m.updated_at, i.at)
     FROM input i WHERE m.tenant_id = i.tenant_id AND m.id = i.id
     RETURNING m.*
+), met AS (
+    INSERT INTO conversations (tenant_id, session_id, chat_id, first_outbound_at, created_at, updated_at)
+    SELECT DISTINCT ON (m.session_id, m.chat_id) m.tenant_id, m.session_id, m.chat_id, i.at, i.at, i.at
+    FROM message m JOIN input i USING (tenant_id, id) WHERE i.first AND m.direction = 'outbound'
+    ORDER BY m.session_id, m.chat_id
+    ON CONFLICT DO NOTHING
 )
 SELECT ",
     message_columns!(),
@@ -254,6 +263,7 @@ async fn advance(
         .bind::<Array<Text>, _>(steps.iter().map(|(.., status)| status.as_str()).collect::<Vec<_>>())
         .bind::<Array<SmallInt>, _>(steps.iter().map(|(ack, ..)| ack.ack.level()).collect::<Vec<_>>())
         .bind::<Array<Timestamptz>, _>(steps.iter().map(|(ack, ..)| ack.at).collect::<Vec<_>>())
+        .bind::<Array<Bool>, _>(steps.iter().map(|(_, _, path, _)| path.contains(&Status::Sent)).collect::<Vec<_>>())
         .prepared()
         .load(conn)
         .await?;

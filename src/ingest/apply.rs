@@ -88,6 +88,7 @@ async fn apply_sorted(
     }
     let stored = inbound::store(conn, &app.chance, now, &sorted.messages).await?;
     let moved = acks::apply(conn, &app.chance, sorted.acks).await?;
+    inbound::remember(conn, now, &sorted.messages).await?;
     metrics::counter!("switchboard_ingest_messages_stored_total").increment(stored.try_into().unwrap_or(0));
     metrics::counter!("switchboard_ingest_acks_applied_total").increment(moved.try_into().unwrap_or(0));
     Ok(())

@@ -140,3 +140,40 @@ pub async fn store(
     .await?;
     Ok(rows.len())
 }
+
+// A chat may go by two ids, a number and a hidden one; either may be written to later. To the minute is enough.
+const REMEMBER: &str = "\
+INSERT INTO conversations AS k (tenant_id, session_id, chat_id, first_inbound_at, last_inbound_at, created_at, updated_at)
+SELECT tenant_id, session_id, chat_id, min(at), max(at), $5, $5
+FROM unnest($1, $2, $3, $4) AS i (tenant_id, session_id, chat_id, at)
+GROUP BY tenant_id, session_id, chat_id ORDER BY session_id, chat_id
+ON CONFLICT (session_id, chat_id) DO UPDATE SET
+    first_inbound_at = coalesce(k.first_inbound_at, excluded.first_inbound_at),
+    last_inbound_at = greatest(k.last_inbound_at, excluded.last_inbound_at),
+    updated_at = excluded.updated_at
+WHERE k.first_inbound_at IS NULL OR k.last_inbound_at < excluded.last_inbound_at - interval '1 minute'";
+
+/// Remembers who wrote to whom. After everything that locks messages: others lock conversations last, too.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn remember(conn: &mut AsyncPgConnection, now: DateTime<Utc>, messages: &[Inbound]) -> Result<(), DbError> {
+    let mut met: Vec<(&Inbound, &str)> = Vec::with_capacity(messages.len());
+    for inbound in messages {
+        met.push((inbound, inbound.message.chat_id.as_str()));
+        met.extend(inbound.message.alternative_id.as_deref().map(|other| (inbound, other)));
+    }
+    if met.is_empty() {
+        return Ok(());
+    }
+    sql(REMEMBER)
+        .bind::<Array<SqlUuid>, _>(met.iter().map(|(inbound, _)| inbound.tenant).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(met.iter().map(|(inbound, _)| inbound.session).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(met.iter().map(|(_, chat)| *chat).collect::<Vec<_>>())
+        .bind::<Array<Timestamptz>, _>(met.iter().map(|(inbound, _)| inbound.at).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(now)
+        .prepared()
+        .execute(conn)
+        .await?;
+    Ok(())
+}

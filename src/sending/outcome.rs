@@ -11,12 +11,14 @@ use diesel_async::RunQueryDsl;
 use crate::app::App;
 use crate::broker::envelope::OutboundRef;
 use crate::db::group_commit::BatchWriter;
-use crate::db::{Db, DbError, Prepare, sql};
+use crate::db::{Db, DbError, Prepare, SystemConn, sql};
 use crate::domain::chance::Chance;
+use crate::domain::failure::FailureCode;
 use crate::domain::status::Status;
 use crate::ingest::acks;
 use crate::messages::changes::{self, Change};
 use crate::messages::row::{MessageRow, message_columns};
+use crate::sessions::restriction::{self, Finding};
 
 /// Whether a message that is to be tried again may have been sent already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub enum Outcome {
     HandedOver {
         /// The id WhatsApp knows it by, if WAHA said it.
         waha_message_id: Option<String>,
+        /// The chat it went to, where that is not the one it was accepted for.
+        chat_id: Option<String>,
     },
     /// To be tried again at `at`.
     Retry {
@@ -43,13 +47,24 @@ pub enum Outcome {
         at: DateTime<Utc>,
         /// Whether the message may have been sent already.
         doubt: Doubt,
+        /// Whether the attempt counts: one that did not reach WAHA is a pause.
+        counts: bool,
         /// Why, for the tenant: a stable code and a sentence.
         error: (&'static str, String),
     },
     /// Not sent, for good.
     Failed {
-        /// Why, for the tenant: a stable code and a sentence.
-        error: (&'static str, String),
+        /// Why, for the tenant.
+        code: FailureCode,
+        /// More about it, in a sentence.
+        detail: String,
+    },
+    /// Certainly not sent, and now it is too late.
+    Expired,
+    /// WhatsApp does not let this account write to somebody new: the message waits until that is over.
+    Restricted {
+        /// When that will be, if WhatsApp said so.
+        until: Option<DateTime<Utc>>,
     },
 }
 
@@ -72,6 +87,7 @@ pub struct Report {
 pub struct Outcomes {
     db: Db,
     chance: Chance,
+    restriction: TimeDelta,
     committed: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -83,6 +99,7 @@ impl Outcomes {
         Self {
             db: app.db.clone(),
             chance: app.chance.clone(),
+            restriction: TimeDelta::from_std(app.config.sending.restriction).unwrap_or(TimeDelta::days(1)),
             committed: Box::new(move || {
                 wake.dispatch.notify_one();
                 wake.events.notify_one();
@@ -96,9 +113,9 @@ struct Row {
     #[diesel(embed)]
     message: MessageRow,
     #[diesel(sql_type = Bool)]
-    failed_now: bool,
-    #[diesel(sql_type = Bool)]
-    handed_over: bool,
+    settled: bool,
+    #[diesel(sql_type = Text)]
+    kind: String,
 }
 
 // An acknowledgement may have settled the message before its outcome is known: then the outcome changes nothing about it, and
@@ -118,18 +135,21 @@ WITH input AS (
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m
 ), message AS (
     UPDATE messages m SET
-        attempt_state = CASE WHEN lane.kind IN ('doubt', 'doubt_stays') AND b.status = 'sending' THEN 'unknown' ELSE 'none' END,
+        attempt_state = CASE WHEN lane.kind IN ('doubt', 'doubt_stays', 'doubt_pause') AND b.status = 'sending' THEN 'unknown' ELSE 'none' END,
+        attempts = m.attempts - (lane.kind IN ('pause', 'doubt_pause') AND b.status = 'sending')::int,
         doubts = m.doubts + (lane.kind = 'doubt')::int,
         handed_over_at = CASE lane.kind WHEN 'handed_over' THEN lane.at ELSE m.handed_over_at END,
         waha_message_id = coalesce(lane.waha_message_id, m.waha_message_id),
-        status = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN 'failed' ELSE m.status END,
+        requeued = lane.kind = 'restricted' AND b.status = 'sending',
+        held_because = CASE WHEN lane.kind = 'restricted' AND b.status = 'sending' THEN 'restricted' END,
+        status = CASE WHEN lane.kind IN ('failed', 'expired') AND b.status = 'sending' THEN lane.kind ELSE m.status END,
         failed_at = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN lane.at ELSE m.failed_at END,
         error_code = CASE WHEN b.status = 'sending' THEN lane.error_code ELSE m.error_code END,
         error_message = CASE WHEN b.status = 'sending' THEN lane.error_message ELSE m.error_message END,
         updated_at = lane.at
     FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
     WHERE m.tenant_id = lane.tenant_id AND m.id = lane.message_id
-    RETURNING m.*, lane.kind = 'failed' AND b.status = 'sending' AS failed_now, lane.kind = 'handed_over' AS handed_over
+    RETURNING m.*, lane.kind IN ('failed', 'expired') AND b.status = 'sending' AS settled, lane.kind
 ), turn AS (
     UPDATE lanes l SET
         in_flight = CASE WHEN again.again THEN l.in_flight END,
@@ -141,13 +161,13 @@ WITH input AS (
                         WHEN l.queued > 0 THEN lane.free_at END,
         updated_at = lane.at
     FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id, LATERAL (
-        SELECT lane.kind IN ('retry', 'doubt', 'doubt_stays') AND b.status = 'sending' AS again
+        SELECT lane.kind IN ('retry', 'pause', 'doubt', 'doubt_stays', 'doubt_pause') AND b.status = 'sending' AS again
     ) again
     WHERE l.session_id = lane.session_id
 )
 SELECT ",
     message_columns!(),
-    ", m.failed_now, m.handed_over FROM message m"
+    ", m.settled, m.kind FROM message m"
 );
 
 impl BatchWriter for Outcomes {
@@ -171,7 +191,7 @@ impl BatchWriter for Outcomes {
                         report.outcome.error().map(|error| error.0)
                     }))
                     .bind::<Array<Nullable<Text>>, _>(column(reports, |report| {
-                        report.outcome.error().map(|error| error.1.as_str())
+                        report.outcome.error().map(|error| error.1)
                     }))
                     .bind::<Array<Nullable<Timestamptz>>, _>(column(reports, |report| report.outcome.retry_at()))
                     .bind::<Array<Timestamptz>, _>(column(reports, |report| report.at))
@@ -179,21 +199,23 @@ impl BatchWriter for Outcomes {
                     .prepared()
                     .load(&mut **conn)
                     .await?;
-                let failed: Vec<Change<'_>> = rows
+                let settled: Vec<Change<'_>> = rows
                     .iter()
-                    .filter(|row| row.failed_now)
+                    .filter(|row| row.settled)
                     .map(|row| Change {
                         message: &row.message,
-                        status: Status::Failed,
+                        status: if row.kind == "expired" { Status::Expired } else { Status::Failed },
                         at: row.message.updated_at,
-                        cause: row.message.error_code.clone().unwrap_or_default(),
+                        cause: row.message.error_code.clone().unwrap_or_else(|| "expires_at".to_owned()),
                         attempt: Some(row.message.attempts),
                     })
                     .collect();
-                changes::record(conn, &self.chance, &failed).await?;
+                changes::record(conn, &self.chance, &settled).await?;
+                self.note_chats(conn, reports, &rows).await?;
                 let now_known: Vec<&MessageRow> =
-                    rows.iter().filter(|row| row.handed_over).map(|row| &row.message).collect();
-                acks::apply_early(conn, &self.chance, &now_known).await
+                    rows.iter().filter(|row| row.kind == "handed_over").map(|row| &row.message).collect();
+                acks::apply_early(conn, &self.chance, &now_known).await?;
+                self.note_restrictions(conn, reports, &rows).await
             })
             .await?;
         (self.committed)();
@@ -209,35 +231,85 @@ impl BatchWriter for Outcomes {
     }
 }
 
+impl Outcomes {
+    /// Notes where messages went that were accepted for another chat; seldom any.
+    async fn note_chats(&self, conn: &mut SystemConn, reports: &[Report], rows: &[Row]) -> Result<(), DbError> {
+        for report in reports {
+            let Outcome::HandedOver { chat_id: Some(chat), .. } = &report.outcome else { continue };
+            if rows.iter().any(|row| row.message.id == report.turn.message_id) {
+                sql("UPDATE messages SET chat_id = $3 WHERE tenant_id = $1 AND id = $2")
+                    .bind::<SqlUuid, _>(report.turn.tenant_id)
+                    .bind::<SqlUuid, _>(report.turn.message_id)
+                    .bind::<Text, _>(chat)
+                    .prepared()
+                    .execute(&mut **conn)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what was learnt of accounts that may not write to somebody new; seldom any.
+    async fn note_restrictions(&self, conn: &mut SystemConn, reports: &[Report], rows: &[Row]) -> Result<(), DbError> {
+        let mut restricted: Vec<(&Report, Option<DateTime<Utc>>)> = reports
+            .iter()
+            .filter_map(|report| match report.outcome {
+                Outcome::Restricted { until } => Some((report, until)),
+                _ => None,
+            })
+            .filter(|(report, _)| rows.iter().any(|row| row.message.id == report.turn.message_id))
+            .collect();
+        restricted.sort_by_key(|(report, _)| report.turn.session_id);
+        for (report, until) in restricted {
+            let finding = Finding {
+                tenant: report.turn.tenant_id,
+                session: report.turn.session_id,
+                kind: restriction::Kind::ReachoutTimelock,
+                until: until.filter(|until| *until > report.at).unwrap_or(report.at + self.restriction),
+            };
+            restriction::restrict(conn, &self.chance, report.at, &finding).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Outcome {
     const fn kind(&self) -> &'static str {
         match self {
             Self::HandedOver { .. } => "handed_over",
             Self::Retry { doubt: Doubt::Fresh, .. } => "doubt",
-            Self::Retry { doubt: Doubt::Earlier, .. } => "doubt_stays",
-            Self::Retry { doubt: Doubt::None, .. } => "retry",
+            Self::Retry { doubt: Doubt::Earlier, counts: true, .. } => "doubt_stays",
+            Self::Retry { doubt: Doubt::Earlier, counts: false, .. } => "doubt_pause",
+            Self::Retry { doubt: Doubt::None, counts: true, .. } => "retry",
+            Self::Retry { doubt: Doubt::None, counts: false, .. } => "pause",
             Self::Failed { .. } => "failed",
+            Self::Expired => "expired",
+            Self::Restricted { .. } => "restricted",
         }
     }
 
     fn waha_message_id(&self) -> Option<&str> {
         match self {
-            Self::HandedOver { waha_message_id } => waha_message_id.as_deref(),
-            Self::Retry { .. } | Self::Failed { .. } => None,
+            Self::HandedOver { waha_message_id, .. } => waha_message_id.as_deref(),
+            _ => None,
         }
     }
 
-    const fn error(&self) -> Option<&(&'static str, String)> {
+    /// The code and the sentence that the tenant is shown.
+    #[must_use]
+    pub fn error(&self) -> Option<(&'static str, &str)> {
         match self {
-            Self::HandedOver { .. } => None,
-            Self::Retry { error, .. } | Self::Failed { error } => Some(error),
+            Self::HandedOver { .. } | Self::Expired => None,
+            Self::Retry { error, .. } => Some((error.0, &error.1)),
+            Self::Failed { code, detail } => Some((code.as_str(), detail)),
+            Self::Restricted { .. } => Some((FailureCode::Restricted.as_str(), FailureCode::Restricted.meaning())),
         }
     }
 
     const fn retry_at(&self) -> Option<DateTime<Utc>> {
         match self {
             Self::Retry { at, .. } => Some(*at),
-            Self::HandedOver { .. } | Self::Failed { .. } => None,
+            _ => None,
         }
     }
 }

@@ -27,8 +27,8 @@ pub use error::CallError;
 pub use id::{bare_id, chat_of, new_message_id};
 pub use message::{Media, Source, WahaMessage};
 pub use outgoing::{
-    ContactCard, FileSource, MediaFile, MediaKind, Outgoing, Poll, SendContacts, SendLocation, SendMedia, SendPoll,
-    SendText,
+    ContactCard, FileSource, ForwardMessage, MediaFile, MediaKind, Outgoing, Poll, SendContacts, SendLocation,
+    SendMedia, SendPoll, SendText, endpoint_of,
 };
 pub use send::{NotSent, RefusalCode, SendOutcome, Unknown};
-pub use session::{Me, SessionInfo, SessionSpec, WEBHOOK_EVENTS};
+pub use session::{Me, Restriction, SessionInfo, SessionSpec, WEBHOOK_EVENTS};

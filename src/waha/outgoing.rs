@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use url::Url;
 
+use crate::domain::content::Kind;
+
 /// A text message.
 #[derive(Clone, Default, Serialize)]
 pub struct SendText {
@@ -204,6 +206,22 @@ pub struct Poll {
     pub multiple_answers: bool,
 }
 
+/// A message that is passed on as it is.
+#[derive(Clone, Serialize)]
+pub struct ForwardMessage {
+    /// The session's name on the WAHA server.
+    pub session: String,
+    /// The chat it goes to.
+    #[serde(rename = "chatId")]
+    pub chat_id: String,
+    /// WhatsApp's id, whole, of the message that is passed on.
+    #[serde(rename = "messageId")]
+    pub message_id: String,
+    /// The message id to use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
 /// Anything that can be sent.
 #[derive(Clone, Serialize)]
 #[serde(untagged)]
@@ -218,16 +236,37 @@ pub enum Outgoing {
     Contacts(SendContacts),
     /// A poll.
     Poll(SendPoll),
+    /// Another message, passed on.
+    Forward(ForwardMessage),
+}
+
+/// The endpoint that takes messages of `kind`, or that passes another message on.
+#[must_use]
+pub const fn endpoint_of(kind: Kind, forwards: bool) -> &'static str {
+    match kind {
+        _ if forwards => "forwardMessage",
+        Kind::Text => "sendText",
+        Kind::Image => "sendImage",
+        Kind::Video => "sendVideo",
+        Kind::Voice => "sendVoice",
+        Kind::Document => "sendFile",
+        Kind::Location => "sendLocation",
+        Kind::Contact => "sendContactVcard",
+        Kind::Poll => "sendPoll",
+    }
 }
 
 impl Outgoing {
-    pub(super) fn endpoint(&self) -> &'static str {
+    /// The last part of the endpoint's path.
+    #[must_use]
+    pub fn endpoint(&self) -> &'static str {
         match self {
             Self::Text(_) => "sendText",
             Self::Media(media) => media.kind.endpoint(),
             Self::Location(_) => "sendLocation",
             Self::Contacts(_) => "sendContactVcard",
             Self::Poll(_) => "sendPoll",
+            Self::Forward(_) => "forwardMessage",
         }
     }
 }
@@ -242,4 +281,4 @@ macro_rules! opaque {
     )+};
 }
 
-opaque! { SendText SendMedia SendLocation SendContacts SendPoll Poll ContactCard MediaFile FileSource Outgoing }
+opaque! { SendText SendMedia SendLocation SendContacts SendPoll ForwardMessage Poll ContactCard MediaFile FileSource Outgoing }

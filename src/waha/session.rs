@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::engine::{Engine, SessionStatus};
-use super::message::{milliseconds, person, text};
+use super::message::{milliseconds, person, seconds, text};
 
 /// The events the gateway asks WAHA for.
 pub const WEBHOOK_EVENTS: [&str; 7] = [
@@ -116,6 +116,44 @@ impl Me {
     }
 }
 
+/// How WhatsApp restricts an account. Servers before 2026.8 do not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restriction {
+    /// It may not write to new contacts, until then.
+    Timelock {
+        /// The end, as WhatsApp said it.
+        until: DateTime<Utc>,
+    },
+    /// Its quota of new chats is used up.
+    Capped {
+        /// When the next cycle begins.
+        until: Option<DateTime<Utc>>,
+    },
+}
+
+impl Restriction {
+    /// Reads what is beside the account (`me`), or what `session.status` carries as `data`.
+    pub(super) fn from_value(value: &Value) -> Option<Self> {
+        let until = value
+            .pointer("/reachoutTimelock/timeEnforcementEnds")
+            .filter(|_| value.pointer("/reachoutTimelock/isActive").and_then(Value::as_bool) != Some(false));
+        if let Some(until) = until.and_then(seconds) {
+            return Some(Self::Timelock { until });
+        }
+        (text(value, "/messageCapping/cappingStatus") == Some("CAPPED"))
+            .then(|| Self::Capped { until: value.pointer("/messageCapping/cycleEnd").and_then(seconds) })
+    }
+
+    /// When it ends, as far as that is known.
+    #[must_use]
+    pub const fn until(self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Timelock { until } => Some(until),
+            Self::Capped { until } => until,
+        }
+    }
+}
+
 /// A session as WAHA describes it.
 #[derive(Clone)]
 pub struct SessionInfo {
@@ -129,6 +167,8 @@ pub struct SessionInfo {
     pub engine: Option<Engine>,
     /// When it last did something.
     pub active_at: Option<DateTime<Utc>>,
+    /// How WhatsApp restricts the account, if it does and WAHA knows.
+    pub restriction: Option<Restriction>,
     config: Value,
 }
 
@@ -147,6 +187,7 @@ impl SessionInfo {
             me: value.get("me").and_then(Me::from_value),
             engine: text(&value, "/engine/engine").and_then(|name| name.parse().ok()),
             active_at: value.pointer("/timestamps/activity").and_then(milliseconds),
+            restriction: value.get("me").and_then(Restriction::from_value),
             config,
         })
     }

@@ -16,7 +16,7 @@ use sha2::Sha512;
 use super::engine::{Engine, SessionStatus};
 use super::id;
 use super::message::{WahaMessage, ack, chat_of_message, first_text, from_me, milliseconds, person, seconds, text};
-use super::session::Me;
+use super::session::{Me, Restriction};
 use super::surrogates;
 
 /// The header that holds the signature.
@@ -143,8 +143,8 @@ pub struct StatusChange {
     pub status: SessionStatus,
     /// The last few states with the time they began, oldest first.
     pub statuses: Vec<(SessionStatus, DateTime<Utc>)>,
-    /// Until when WhatsApp restricts the account, if it said so.
-    pub restricted_until: Option<DateTime<Utc>>,
+    /// How WhatsApp restricts the account, if it said so.
+    pub restriction: Option<Restriction>,
 }
 
 /// How far a message came.
@@ -272,7 +272,7 @@ impl StatusChange {
                     Some((status, milliseconds(entry.get("timestamp")?)?))
                 })
                 .collect(),
-            restricted_until: payload.pointer("/data/reachoutTimelock/timeEnforcementEnds").and_then(seconds),
+            restriction: payload.get("data").and_then(Restriction::from_value),
         })
     }
 }

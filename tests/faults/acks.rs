@@ -93,7 +93,7 @@ async fn run(setting: &Setting, case: &Case) -> Result<(), TestCaseError> {
         attempt: claimed.attempt,
         at: app.clock.now(),
         gap: TimeDelta::zero(),
-        outcome: Outcome::HandedOver { waha_message_id: Some(id.clone()) },
+        outcome: Outcome::HandedOver { waha_message_id: Some(id.clone()), chat_id: None },
     }];
     let outcomes = Outcomes::new(app);
     for (place, batch) in case.acks.iter().enumerate() {

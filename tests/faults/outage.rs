@@ -6,8 +6,9 @@ use chrono::TimeDelta;
 use secrecy::{SecretBox, SecretString};
 use switchboard::broker::envelope::OutboundRef;
 use switchboard::domain::ids::{MessageId, SessionId, TenantId, WahaServerId};
+use switchboard::sending::Tools;
 use switchboard::sending::attempt::{self, Way};
-use switchboard::sending::claim::{Before, Claimed};
+use switchboard::sending::claim::{Before, Claimed, Number};
 use switchboard::sending::outcome::{Doubt, Outcome};
 use switchboard::serve::Role;
 use switchboard::sessions::directory::{ServerEntry, SessionEntry};
@@ -51,6 +52,15 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
                 fence: 1,
             },
             chat_id: "15550101234@c.us".to_owned(),
+            phone: Some("+15550101234".to_owned()),
+            number: Number::Trusted,
+            kind: "text".to_owned(),
+            content: None,
+            replies: false,
+            quoted: None,
+            resend: false,
+            expires_at: None,
+            typing: false,
             body: "any".to_owned(),
             waha_message_id: Some("3EB0".to_owned()),
             attempt: 1000,
@@ -62,8 +72,8 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
             min_gap: TimeDelta::zero(),
             jitter: TimeDelta::zero(),
         };
-        let outcome = attempt::make(app, &claimed, Some(&way)).await;
-        assert!(matches!(&outcome, Outcome::Retry { doubt: left, .. } if *left == doubt), "{outcome:?}");
+        let outcome = attempt::make(&Tools::new(app), &claimed, Some(&way)).await;
+        assert!(matches!(&outcome, Outcome::Retry { doubt: left, counts: false, .. } if *left == doubt), "{outcome:?}");
     }
     node.node.stop().await;
 }

@@ -126,7 +126,7 @@ fn other_events_and_broken_ones() {
     assert_eq!(change.status, SessionStatus::Other);
     let restricted = json!({"status": "WORKING", "data": {"reachoutTimelock": {"timeEnforcementEnds": 1_795_300_000}}});
     let Payload::SessionStatus(change) = parse("session.status", restricted).unwrap().payload else { panic!() };
-    assert_eq!(change.restricted_until.unwrap().timestamp(), 1_795_300_000);
+    assert_eq!(change.restriction.unwrap().until().unwrap().timestamp(), 1_795_300_000);
 
     assert_eq!(WebhookEvent::parse(b"{\"event\":").unwrap_err(), WebhookError::NotJson);
     assert_eq!(WebhookEvent::parse(b"[]").unwrap_err(), WebhookError::Missing("event"));
