@@ -9,7 +9,9 @@ DROP TABLE number_checks;
 DROP TABLE conversations;
 DROP TABLE lane_sends;
 ALTER TABLE waha_servers DROP COLUMN breaker_trial_at, DROP COLUMN breaker_failures, DROP COLUMN breaker_open_until;
+ALTER TABLE lanes DROP COLUMN restarted_at;
 ALTER TABLE waha_sessions
+    DROP COLUMN restart_wanted_at,
     DROP COLUMN restriction_until, DROP COLUMN restriction_since, DROP COLUMN restriction_kind,
     DROP COLUMN check_numbers, DROP COLUMN windows;
 DROP INDEX lanes_restricted;

@@ -55,7 +55,12 @@ ALTER TABLE lanes
         coalesce(stopped_because, CASE WHEN tenant_paused_at IS NOT NULL THEN 'paused_by_tenant' END)) STORED;
 CREATE INDEX lanes_restricted ON lanes (restricted_until) WHERE restricted_until IS NOT NULL;
 
+-- When the session was last restarted because it took messages and sent none; not again for a while.
+ALTER TABLE lanes ADD COLUMN restarted_at timestamptz;
+
 ALTER TABLE waha_sessions
+    -- It is to be restarted at WAHA, once, because it is stuck; since then.
+    ADD COLUMN restart_wanted_at timestamptz,
     ADD COLUMN windows           jsonb,
     ADD COLUMN check_numbers     boolean NOT NULL DEFAULT true,
     ADD COLUMN restriction_kind  text,

@@ -10,6 +10,7 @@
 mod api_keys;
 mod body;
 mod caller;
+mod contacts;
 mod events;
 mod hooks;
 pub mod idempotency;
@@ -162,6 +163,7 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .configure(sender_pools::routes)
             .configure(session_control::routes)
             .configure(session_queue::routes)
+            .configure(contacts::routes)
             .configure(webhook_endpoints::routes)
             .configure(events::routes)
             .configure(tenants::routes)

@@ -42,6 +42,7 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         super::sender_pools::openapi(),
         super::session_control::openapi(),
         super::session_queue::openapi(),
+        super::contacts::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
         super::hooks::openapi(),

@@ -4,6 +4,8 @@
 //! bare id), acks are a monotone maximum, a session's status follows its latest report. An event that cannot be read, or that
 //! the database refuses by itself, goes to the dead letters with its cause and holds up no other.
 
+use std::collections::BTreeSet;
+use std::mem;
 use std::time::Duration;
 
 use diesel_async::AsyncPgConnection;
@@ -12,10 +14,13 @@ use crate::app::App;
 use crate::broker::Verdict;
 use crate::broker::envelope::InboundEvent;
 use crate::db::{DbError, SystemConn};
+use crate::domain::ids::{SessionId, TenantId};
 use crate::domain::status::Ack;
 use crate::ingest::acks::{self, AckEvent};
 use crate::ingest::inbound::{self, Inbound};
+use crate::sessions::restriction::{self, Finding};
 use crate::sessions::status::{self, Observation};
+use crate::waha;
 use crate::waha::webhook::{Payload, WebhookEvent};
 
 /// Events sorted by what they change.
@@ -24,6 +29,10 @@ struct Sorted {
     messages: Vec<Inbound>,
     acks: Vec<AckEvent>,
     statuses: Vec<Observation>,
+    /// What WAHA told of restricted accounts, to be looked at after the rest is committed.
+    restrictions: Vec<Finding>,
+    /// Sessions with messages that WhatsApp rejected; likewise.
+    rejections: BTreeSet<(TenantId, SessionId)>,
 }
 
 /// Applies `events` and answers each one's verdict. Waits while the database is away.
@@ -55,9 +64,11 @@ pub async fn apply_all(app: &App, events: &[InboundEvent]) -> Vec<Verdict> {
 }
 
 async fn apply_part(app: &App, events: &[InboundEvent]) -> Result<(), DbError> {
-    let sorted = sort(app, events)?;
+    let mut sorted = sort(app, events)?;
+    let (restrictions, rejections) = (mem::take(&mut sorted.restrictions), mem::take(&mut sorted.rejections));
     let now = app.clock.now();
     app.db.system(async |conn: &mut SystemConn| apply_sorted(app, conn, now, sorted).await).await?;
+    look_for_restrictions(app, restrictions, rejections);
     app.wake.events.notify_one();
     app.wake.dispatch.notify_one();
     Ok(())
@@ -70,6 +81,23 @@ async fn apply_part(app: &App, events: &[InboundEvent]) -> Result<(), DbError> {
 pub async fn apply_in(app: &App, conn: &mut AsyncPgConnection, events: &[InboundEvent]) -> Result<(), DbError> {
     let sorted = sort(app, events)?;
     apply_sorted(app, conn, app.clock.now(), sorted).await
+}
+
+/// In transactions of their own: what locks messages must not lock lanes after that.
+fn look_for_restrictions(app: &App, told: Vec<Finding>, rejections: BTreeSet<(TenantId, SessionId)>) {
+    if told.is_empty() && rejections.is_empty() {
+        return;
+    }
+    let parts = app.clone();
+    app.spawn(async move {
+        let mut noted = restriction::note(&parts, &told).await;
+        for (tenant, session) in rejections {
+            noted = noted.and(restriction::after_rejection(&parts, tenant, session).await);
+        }
+        if let Err(fault) = noted {
+            tracing::warn!(%fault, "ingest: a restriction could not be noted");
+        }
+    });
 }
 
 async fn apply_sorted(
@@ -94,7 +122,7 @@ async fn apply_sorted(
     Ok(())
 }
 
-fn sort(_app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
+fn sort(app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
     let mut sorted = Sorted::default();
     for envelope in events {
         let event =
@@ -103,13 +131,18 @@ fn sort(_app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
         let (tenant, session) = (envelope.tenant_id, envelope.session_id);
         metrics::counter!("switchboard_ingest_events_total", "event" => label(&event.payload)).increment(1);
         match event.payload {
-            Payload::SessionStatus(change) => sorted.statuses.push(Observation {
-                tenant,
-                session,
-                status: change.status,
-                reported_at: Some(at),
-                me: event.me,
-            }),
+            Payload::SessionStatus(change) => {
+                sorted
+                    .restrictions
+                    .extend(change.restriction.map(|told| restriction::finding(app, tenant, session, told)));
+                sorted.statuses.push(Observation {
+                    tenant,
+                    session,
+                    status: change.status,
+                    reported_at: Some(at),
+                    me: event.me,
+                });
+            }
             Payload::Message(message) if message.from_me => {
                 if let Some(ack) = message.ack.and_then(Ack::from_level) {
                     sorted.acks.push(AckEvent { tenant, session, waha_message_id: message.bare_id, ack, at });
@@ -120,6 +153,14 @@ fn sort(_app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
                 sorted.messages.push(Inbound { tenant, session, to, at, message: *message });
             }
             Payload::Ack(ack) if ack.from_me => {
+                if ack.level == Some(-1) {
+                    sorted.rejections.insert((tenant, session));
+                }
+                // 463: WhatsApp says itself what the rejection means.
+                if ack.level == Some(-1) && ack.error_code == Some(463) {
+                    let told = waha::Restriction::Timelock { until: None };
+                    sorted.restrictions.push(restriction::finding(app, tenant, session, told));
+                }
                 if let Some(level) = ack.level.and_then(Ack::from_level) {
                     sorted.acks.push(AckEvent { tenant, session, waha_message_id: ack.bare_id, ack: level, at });
                 }

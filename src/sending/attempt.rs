@@ -13,7 +13,7 @@ use crate::sending::claim::{Before, Claimed, Number};
 use crate::sending::compose::{self, Parts, Unfit};
 use crate::sending::outcome::{Doubt, Outcome};
 use crate::sending::reconcile::{self, unconfirmed};
-use crate::sending::typing;
+use crate::sending::{stuck, typing};
 use crate::sessions::directory::{DirectoryError, ServerEntry, SessionEntry};
 use crate::sessions::numbers::{self, Registration};
 use crate::sessions::status;
@@ -248,6 +248,9 @@ async fn note_session(app: &App, claimed: &Claimed, status: SessionStatus) {
 async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcome: SendOutcome) -> Outcome {
     let app = &tools.app;
     let now = app.clock.now();
+    if !matches!(outcome, SendOutcome::Refused { .. }) {
+        tools.refusals.forget(claimed.turn.session_id);
+    }
     match outcome {
         SendOutcome::Accepted { bare_id } => Outcome::HandedOver {
             waha_message_id: bare_id,
@@ -273,7 +276,7 @@ async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcom
                 error: ("not_sent", why.to_string()),
             }
         }
-        SendOutcome::Refused { code, detail } => Outcome::Failed { code: failure_of(code), detail },
+        SendOutcome::Refused { code, detail } => refused(tools, claimed, code, detail).await,
         SendOutcome::Restricted { .. } => Outcome::Restricted { until: restricted_until(app, way).await },
         SendOutcome::Unknown { .. } if claimed.doubts >= MOST_DOUBTS - 1 => unconfirmed(),
         SendOutcome::Unknown { why } => Outcome::Retry {
@@ -283,6 +286,29 @@ async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcom
             error: ("unknown_outcome", why.to_string()),
         },
     }
+}
+
+/// A refusal is the message's fault, unless one message after the other is refused with the same words: then it is the engine's,
+/// and the session is restarted. The message that shows it is tried again after that.
+async fn refused(tools: &Tools, claimed: &Claimed, code: RefusalCode, detail: String) -> Outcome {
+    let (tenant, session) = (claimed.turn.tenant_id, claimed.turn.session_id);
+    if matches!(code, RefusalCode::InvalidRequest | RefusalCode::Rule | RefusalCode::WhatsApp(_)) {
+        let in_a_row = tools.refusals.count(session, &detail);
+        if in_a_row >= tools.app.config.sending.stuck_after {
+            match stuck::restart_alone(&tools.app, tenant, session).await {
+                Ok(true) => {
+                    tools.refusals.forget(session);
+                    let error = ("session_restarted", format!("The session is restarted: {detail}"));
+                    return later(tools, claimed, TimeDelta::seconds(5), error);
+                }
+                Ok(false) => {}
+                Err(fault) => {
+                    tracing::debug!(%fault, session_id = %session, "sending: a stuck session could not be restarted");
+                }
+            }
+        }
+    }
+    Outcome::Failed { code: failure_of(code), detail }
 }
 
 const fn failure_of(code: RefusalCode) -> FailureCode {

@@ -86,6 +86,11 @@ impl Breaker {
         })
     }
 
+    /// The attempt that was let through has ended, whether or not it saw anything of the server.
+    pub fn tried(&self, server: WahaServerId) {
+        self.with(server, |circuit| circuit.probing_until = None);
+    }
+
     /// Counts what an attempt saw, and writes down a circuit that opened or closed.
     ///
     /// # Errors

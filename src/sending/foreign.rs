@@ -102,7 +102,7 @@ impl ForeignIds {
             }
             // The next answer tells it again.
             Err(fault) => {
-                tracing::warn!(%fault, waha_server_id = %server, "sending: an endpoint that does not keep ids could not be noted")
+                tracing::warn!(%fault, waha_server_id = %server, "sending: an endpoint that does not keep ids could not be noted");
             }
         }
     }

@@ -12,7 +12,9 @@ pub mod compose;
 pub mod foreign;
 pub mod outcome;
 mod reconcile;
+pub mod stuck;
 mod typing;
+pub mod watchdog;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use crate::sending::breaker::{Breaker, Pass};
 use crate::sending::claim::{Claimed, Claims};
 use crate::sending::foreign::ForeignIds;
 use crate::sending::outcome::{Doubt, Outcome, Outcomes, Report};
+use crate::sending::stuck::Refusals;
 use crate::telemetry::trace;
 
 /// An attempt that has waited for so long holds up nobody but its own server.
@@ -46,13 +49,20 @@ pub struct Tools {
     pub foreign: ForeignIds,
     /// The servers' circuit breakers.
     pub breaker: Breaker,
+    /// Messages that were refused with the same words, one after the other.
+    pub refusals: Refusals,
 }
 
 impl Tools {
     /// Those of one process.
     #[must_use]
     pub fn new(app: &App) -> Self {
-        Self { app: app.clone(), foreign: ForeignIds::new(app), breaker: Breaker::default() }
+        Self {
+            app: app.clone(),
+            foreign: ForeignIds::new(app),
+            breaker: Breaker::default(),
+            refusals: Refusals::default(),
+        }
     }
 }
 
@@ -74,6 +84,7 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
         tools,
     };
     let mut consumers: HashMap<WahaServerId, ConsumerHandle> = HashMap::new();
+    let watchdog = tokio::spawn(watchdog::run(worker.tools.clone(), stop.clone()));
     loop {
         match app.directory.all_servers().await {
             Ok(servers) => {
@@ -96,6 +107,8 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
     let limit = app.config.timings.drain;
     let stopping = consumers.values().map(|consumer| consumer.stop(limit));
     futures_util::future::join_all(stopping).await;
+    // It ends by itself; whether it panicked is in the log.
+    let _ended = watchdog.await;
 }
 
 impl Worker {
@@ -129,6 +142,18 @@ impl Worker {
             }
             return Verdict::Done;
         }
+        let verdict = self.take_turn(server, turn, permit, &delivery).await;
+        self.tools.breaker.tried(server);
+        verdict
+    }
+
+    async fn take_turn(
+        &self,
+        server: WahaServerId,
+        turn: OutboundRef,
+        permit: OwnedSemaphorePermit,
+        delivery: &Delivery,
+    ) -> Verdict {
         let claimed = match self.claims.write(turn).await {
             Ok(Some(claimed)) => claimed,
             Ok(None) => {

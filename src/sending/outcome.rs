@@ -266,6 +266,7 @@ impl Outcomes {
                 session: report.turn.session_id,
                 kind: restriction::Kind::ReachoutTimelock,
                 until: until.filter(|until| *until > report.at).unwrap_or(report.at + self.restriction),
+                certain: until.is_some_and(|until| until > report.at),
             };
             restriction::restrict(conn, &self.chance, report.at, &finding).await?;
         }

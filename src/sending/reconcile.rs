@@ -14,6 +14,7 @@ use crate::domain::content::Kind;
 use crate::domain::failure::FailureCode;
 use crate::sending::Tools;
 use crate::sending::attempt::{MOST_DOUBTS, Way, backoff};
+use crate::sending::breaker::Sign;
 use crate::sending::claim::Claimed;
 use crate::sending::compose::Parts;
 use crate::sending::outcome::{Doubt, Outcome};
@@ -52,10 +53,12 @@ pub(super) async fn settle(
     };
     match found {
         Ok(Some(_)) => {
+            // Whoever answers is alive; that this cannot be written down is no matter here.
+            let _written = tools.breaker.record(&tools.app.db, way.server.id, now, Sign::Alive).await;
             return Some(Outcome::HandedOver { waha_message_id: by_id.map(str::to_owned), chat_id: None });
         }
         Ok(None) | Err(CallError::NotFound | CallError::Unsupported(_) | CallError::Rule(_)) => {}
-        Err(fault) => return Some(wait(tools, claimed, &fault)),
+        Err(fault) => return Some(wait(tools, claimed, way, &fault).await),
     }
     if keeps_ids && by_id.is_some() {
         // Not proof of absence; but the same id makes a repeat harmless, unless it is too late for one.
@@ -71,7 +74,7 @@ pub(super) async fn settle(
             error: ("reconciling", "The message is looked for in its chat.".to_owned()),
         }),
         Err(Fault::Waha(CallError::NotFound | CallError::Unsupported(_) | CallError::Rule(_))) => Some(unconfirmed()),
-        Err(Fault::Waha(fault)) => Some(wait(tools, claimed, &fault)),
+        Err(Fault::Waha(fault)) => Some(wait(tools, claimed, way, &fault).await),
         Err(Fault::Database(fault)) => Some(Outcome::Retry {
             at: now + TimeDelta::seconds(1),
             doubt: Doubt::Earlier,
@@ -82,8 +85,16 @@ pub(super) async fn settle(
 }
 
 /// A server that is away (a proxy then answers in its place) is waited for; one that fails is asked only so often.
-fn wait(tools: &Tools, claimed: &Claimed, fault: &CallError) -> Outcome {
+async fn wait(tools: &Tools, claimed: &Claimed, way: &Way, fault: &CallError) -> Outcome {
     let now = tools.app.clock.now();
+    let sign = match fault {
+        CallError::Unreachable | CallError::TimedOut => Sign::Failing,
+        CallError::Server { status: 502..=504, .. } => Sign::Failing,
+        _ => Sign::Silent,
+    };
+    if let Err(fault) = tools.breaker.record(&tools.app.db, way.server.id, now, sign).await {
+        tracing::debug!(%fault, "sending: a circuit breaker could not be written down");
+    }
     let fails = matches!(fault, CallError::Server { status, .. } if !(502..=504).contains(status));
     let too_late = claimed.expires_at.is_some_and(|at| at <= now);
     if too_late || (fails && claimed.doubts >= MOST_DOUBTS - 1) {

@@ -6,7 +6,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::app::App;
@@ -15,6 +15,7 @@ use crate::domain::chance::Chance;
 use crate::domain::ids::{EventId, SessionId, TenantId};
 use crate::events::log::{self, NewEvent};
 use crate::sessions::view::{Session, SessionRow, session_columns};
+use crate::waha;
 
 /// Messages to somebody new that WhatsApp rejected, within [`WITHIN`], that make a restriction.
 const REJECTIONS: i64 = 3;
@@ -56,6 +57,8 @@ pub struct Finding {
     pub kind: Kind,
     /// Until when.
     pub until: DateTime<Utc>,
+    /// Whether WhatsApp said so; else it is a guess, which changes nothing while a restriction lasts.
+    pub certain: bool,
 }
 
 // `since` stays where a restriction goes on. What is known already changes nothing, so that a finding may be repeated.
@@ -70,6 +73,7 @@ WITH s AS (
         updated_at = $5
     WHERE s.tenant_id = $1 AND s.id = $2 AND s.deleted_at IS NULL
       AND (s.restriction_until IS NULL OR s.restriction_until < $4 - interval '1 minute')
+      AND ($6 OR s.restriction_until IS NULL OR s.restriction_until <= $5)
     RETURNING s.*
 )
 SELECT ",
@@ -90,11 +94,12 @@ pub async fn restrict(
 ) -> Result<bool, DbError> {
     // Lanes before anything else, as everywhere. An earlier restriction that ends later stays.
     sql("UPDATE lanes SET restricted_until = $3, updated_at = $4 WHERE tenant_id = $1 AND session_id = $2 \
-         AND (restricted_until IS NULL OR restricted_until < $3)")
+         AND (restricted_until IS NULL OR restricted_until < $3) AND ($5 OR restricted_until IS NULL OR restricted_until <= $4)")
     .bind::<SqlUuid, _>(finding.tenant)
     .bind::<SqlUuid, _>(finding.session)
     .bind::<Timestamptz, _>(finding.until)
     .bind::<Timestamptz, _>(now)
+    .bind::<Bool, _>(finding.certain)
     .prepared()
     .execute(conn)
     .await?;
@@ -104,6 +109,7 @@ pub async fn restrict(
         .bind::<Text, _>(finding.kind.as_str())
         .bind::<Timestamptz, _>(finding.until)
         .bind::<Timestamptz, _>(now)
+        .bind::<Bool, _>(finding.certain)
         .prepared()
         .load(conn)
         .await?;
@@ -185,5 +191,16 @@ pub async fn after_rejection(app: &App, tenant: TenantId, session: SessionId) ->
         return Ok(());
     }
     let until = now + TimeDelta::from_std(app.config.sending.restriction).unwrap_or(TimeDelta::days(1));
-    note(app, &[Finding { tenant, session, kind: Kind::Rejections, until }]).await
+    note(app, &[Finding { tenant, session, kind: Kind::Rejections, until, certain: false }]).await
+}
+
+/// What WAHA said about a session's account, as a finding.
+#[must_use]
+pub fn finding(app: &App, tenant: TenantId, session: SessionId, told: waha::Restriction) -> Finding {
+    let kind = match told {
+        waha::Restriction::Timelock { .. } => Kind::ReachoutTimelock,
+        waha::Restriction::Capped { .. } => Kind::MessageCapping,
+    };
+    let guess = || app.clock.now() + TimeDelta::from_std(app.config.sending.restriction).unwrap_or(TimeDelta::days(1));
+    Finding { tenant, session, kind, until: told.until().unwrap_or_else(guess), certain: told.until().is_some() }
 }

@@ -121,8 +121,8 @@ impl Me {
 pub enum Restriction {
     /// It may not write to new contacts, until then.
     Timelock {
-        /// The end, as WhatsApp said it.
-        until: DateTime<Utc>,
+        /// The end, if WhatsApp said it.
+        until: Option<DateTime<Utc>>,
     },
     /// Its quota of new chats is used up.
     Capped {
@@ -138,7 +138,7 @@ impl Restriction {
             .pointer("/reachoutTimelock/timeEnforcementEnds")
             .filter(|_| value.pointer("/reachoutTimelock/isActive").and_then(Value::as_bool) != Some(false));
         if let Some(until) = until.and_then(seconds) {
-            return Some(Self::Timelock { until });
+            return Some(Self::Timelock { until: Some(until) });
         }
         (text(value, "/messageCapping/cappingStatus") == Some("CAPPED"))
             .then(|| Self::Capped { until: value.pointer("/messageCapping/cycleEnd").and_then(seconds) })
@@ -148,8 +148,7 @@ impl Restriction {
     #[must_use]
     pub const fn until(self) -> Option<DateTime<Utc>> {
         match self {
-            Self::Timelock { until } => Some(until),
-            Self::Capped { until } => until,
+            Self::Timelock { until } | Self::Capped { until } => until,
         }
     }
 }

@@ -33,6 +33,8 @@ enum Step {
     Start,
     /// It runs and should not: stop it.
     Stop,
+    /// It runs in name only: restart it.
+    Restart,
     /// It is as desired, or on its way there.
     Nothing,
 }
@@ -43,6 +45,7 @@ impl Step {
             Self::Create => "create",
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Restart => "restart",
             Self::Nothing => "nothing",
         }
     }

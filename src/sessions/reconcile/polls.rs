@@ -16,6 +16,7 @@ use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
 use crate::sessions::directory::ServerEntry;
 use crate::sessions::queries::Desired;
+use crate::sessions::restriction;
 use crate::sessions::servers::{self, ServerHealth};
 use crate::sessions::status::{self, Observation, Polled, name_of};
 use crate::waha::{CallError, Me, SessionInfo, SessionStatus};
@@ -202,11 +203,15 @@ async fn compare(app: &App, server: &ServerEntry, known: &[Known], restarted: bo
     let listed: HashMap<&str, &SessionInfo> = listed.iter().map(|info| (info.name.as_str(), info)).collect();
     let mut polled = Vec::new();
     let mut again = Vec::new();
+    let mut restricted = Vec::new();
     for session in known {
         let Some(desired) = Desired::from_name(&session.desired) else { continue };
         let found = listed.get(session.external_session_id.as_str()).copied();
         let status = status_of(desired, found);
         let me = found.and_then(|info| info.me.as_ref());
+        if let Some(told) = found.and_then(|info| info.restriction) {
+            restricted.push(restriction::finding(app, session.tenant_id, session.id, told));
+        }
         if session.differs(status, me) {
             let observation = Observation {
                 tenant: session.tenant_id,
@@ -222,6 +227,7 @@ async fn compare(app: &App, server: &ServerEntry, known: &[Known], restarted: bo
         }
     }
     observe(app, &polled).await?;
+    restriction::note(app, &restricted).await?;
     look_again(app, &again, restarted).await
 }
 

@@ -50,6 +50,8 @@ struct Taken {
     reconcile_failures: i32,
     #[diesel(sql_type = Timestamptz)]
     reconcile_lease: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    restart_wanted_at: Option<DateTime<Utc>>,
 }
 
 // A server known to be away is left to the polls, which notice when it is back.
@@ -70,14 +72,15 @@ WITH due AS (
 )
 UPDATE waha_sessions s SET reconcile_at = $6, reconcile_lease = $6
 FROM due d WHERE s.tenant_id = d.tenant_id AND s.id = d.id
-RETURNING s.tenant_id, s.id, s.waha_server_id, s.desired, s.version, s.reconcile_failures, s.reconcile_lease";
+RETURNING s.tenant_id, s.id, s.waha_server_id, s.desired, s.version, s.reconcile_failures, s.reconcile_lease, s.restart_wanted_at";
 
 // Who asked for another look meanwhile has moved reconcile_at, and gets it.
 const GIVE_BACK: &str = "\
 UPDATE waha_sessions SET
     reconcile_at = CASE WHEN reconcile_at = reconcile_lease THEN $4 ELSE reconcile_at END,
     reconcile_failures = CASE WHEN reconcile_at = reconcile_lease THEN $5 ELSE reconcile_failures END,
-    reconcile_lease = NULL
+    reconcile_lease = NULL,
+    restart_wanted_at = CASE WHEN restart_wanted_at = $6 THEN NULL ELSE restart_wanted_at END
 WHERE tenant_id = $1 AND id = $2 AND reconcile_lease = $3";
 
 /// Why a step did not succeed. Its texts are safe to log.
@@ -166,6 +169,8 @@ async fn look(app: App, session: Taken) {
         None => Ok(Looked { step: Step::Nothing, status: None }),
     };
     let in_a_row = session.reconcile_failures.saturating_add(1);
+    // A restart that is not to be had (the session stopped by itself, say) is no longer wanted either.
+    let restart_done = session.restart_wanted_at.filter(|_| looked.is_ok());
     let (failures, status) = match looked {
         Ok(Looked { step: Step::Nothing, status }) => (0, status),
         Ok(Looked { step, status }) => {
@@ -179,7 +184,7 @@ async fn look(app: App, session: Taken) {
             (in_a_row, None)
         }
     };
-    if let Err(fault) = finish(&app, &session, failures, status).await {
+    if let Err(fault) = finish(&app, &session, failures, status, restart_done).await {
         // The lease runs out, and another look begins.
         tracing::warn!(session_id = %session.id, %fault, "reconcile: the outcome of a step could not be written down");
     }
@@ -192,7 +197,14 @@ async fn act(app: &App, session: &Taken, desired: Desired) -> Result<Looked, Fau
     let Some(place) = app.directory.server(entry.server).await? else { return Ok(gone) };
     let (server, name) = (&place.server, entry.external_name.as_str());
     let found = app.waha.get_session(server, name).await?;
-    let step = next_step(desired, found.as_ref().map(|info| info.status));
+    let step = match found.as_ref().map(|info| info.status) {
+        Some(SessionStatus::Working | SessionStatus::Starting)
+            if desired == Desired::Started && session.restart_wanted_at.is_some() =>
+        {
+            Step::Restart
+        }
+        status => next_step(desired, status),
+    };
     if step != Step::Nothing && session.reconcile_lease - app.clock.now() < STEP {
         return Err(Fault::TooLate);
     }
@@ -205,6 +217,10 @@ async fn act(app: &App, session: &Taken, desired: Desired) -> Result<Looked, Fau
         Step::Stop => {
             app.waha.stop(server, name).await?;
             None
+        }
+        Step::Restart => {
+            app.waha.restart(server, name).await?;
+            Some((SessionStatus::Starting, None))
         }
         Step::Nothing => {
             let status = status_of(desired, found.as_ref());
@@ -252,6 +268,7 @@ async fn finish(
     session: &Taken,
     failures: i32,
     status: Option<(SessionStatus, Option<Me>)>,
+    restart_done: Option<DateTime<Utc>>,
 ) -> Result<(), DbError> {
     let now = app.clock.now();
     let next = (failures > 0).then(|| now + pause_before(app, failures));
@@ -271,6 +288,7 @@ async fn finish(
                 .bind::<Timestamptz, _>(session.reconcile_lease)
                 .bind::<Nullable<Timestamptz>, _>(next)
                 .bind::<Integer, _>(failures)
+                .bind::<Nullable<Timestamptz>, _>(restart_done)
                 .prepared()
                 .execute(&mut **conn)
                 .await?;
