@@ -147,6 +147,7 @@ diesel::table! {
         #[max_length = 200]
         tenant_pause_reason -> Nullable<Varchar>,
         paused_because -> Nullable<Text>,
+        restarted_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -399,6 +400,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        restart_wanted_at -> Nullable<Timestamptz>,
         windows -> Nullable<Jsonb>,
         check_numbers -> Bool,
         restriction_kind -> Nullable<Text>,

@@ -27,6 +27,14 @@ WITH lane AS (
 UPDATE waha_sessions s SET restart_wanted_at = $3, reconcile_at = $3, reconcile_failures = 0 FROM lane
 WHERE s.tenant_id = lane.tenant_id AND s.id = lane.session_id AND s.desired = 'started' AND s.deleted_at IS NULL";
 
+// What was repeated to a session that sends nothing was not repeated at all. What somebody holds is being acknowledged.
+const ANOTHER_CHANCE: &str = "\
+UPDATE messages m SET resends = 0 FROM (
+    SELECT tenant_id, id FROM messages
+    WHERE tenant_id = $1 AND session_id = $2 AND status = 'sending' AND handed_over_at IS NOT NULL AND resends > 0 AND NOT requeued
+    ORDER BY tenant_id, id FOR UPDATE SKIP LOCKED
+) u WHERE m.tenant_id = u.tenant_id AND m.id = u.id";
+
 /// Has the session restarted, unless that was done a short while ago. In the caller's transaction, which has locked nothing but
 /// the session's lane. Answers whether it will be; then ring `app.wake.sessions`.
 ///
@@ -51,6 +59,12 @@ pub async fn restart(
     if wanted == 0 {
         return Ok(false);
     }
+    sql(ANOTHER_CHANCE)
+        .bind::<SqlUuid, _>(tenant)
+        .bind::<SqlUuid, _>(session)
+        .prepared()
+        .execute(conn)
+        .await?;
     // What waits in the lane waits for the restart.
     let starting = Observation { tenant, session, status: SessionStatus::Starting, reported_at: None, me: None };
     status::observe(conn, &app.chance, now, &starting).await?;
