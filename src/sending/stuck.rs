@@ -59,12 +59,7 @@ pub async fn restart(
     if wanted == 0 {
         return Ok(false);
     }
-    sql(ANOTHER_CHANCE)
-        .bind::<SqlUuid, _>(tenant)
-        .bind::<SqlUuid, _>(session)
-        .prepared()
-        .execute(conn)
-        .await?;
+    sql(ANOTHER_CHANCE).bind::<SqlUuid, _>(tenant).bind::<SqlUuid, _>(session).prepared().execute(conn).await?;
     // What waits in the lane waits for the restart.
     let starting = Observation { tenant, session, status: SessionStatus::Starting, reported_at: None, me: None };
     status::observe(conn, &app.chance, now, &starting).await?;
