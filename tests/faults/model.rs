@@ -16,6 +16,7 @@ use switchboard::db::group_commit::BatchWriter as _;
 use switchboard::dispatch::lanes;
 use switchboard::domain::chance::Chance;
 use switchboard::domain::clock::Clock;
+use switchboard::domain::failure::FailureCode;
 use switchboard::domain::ids::{SessionId, TenantId};
 use switchboard::domain::recipient::ChatId;
 use switchboard::domain::status::{Ack, Status};
@@ -65,14 +66,15 @@ fn outcome(proof: Proof, claimed: &Claimed, now: chrono::DateTime<chrono::Utc>) 
     let retry = |doubt, code| Outcome::Retry {
         at: now + TimeDelta::milliseconds(500),
         doubt,
+        counts: true,
         error: (code, "of the model".to_owned()),
     };
     match proof {
-        Proof::HandedOver => Outcome::HandedOver { waha_message_id: Some(id_of(claimed)) },
-        Proof::HandedOverWithoutId => Outcome::HandedOver { waha_message_id: None },
+        Proof::HandedOver => Outcome::HandedOver { waha_message_id: Some(id_of(claimed)), chat_id: None },
+        Proof::HandedOverWithoutId => Outcome::HandedOver { waha_message_id: None, chat_id: None },
         Proof::NotSent => retry(Doubt::None, "not_sent"),
         Proof::Unknown => retry(Doubt::Fresh, "unknown_outcome"),
-        Proof::Failed => Outcome::Failed { error: ("refused_by_waha", "of the model".to_owned()) },
+        Proof::Failed => Outcome::Failed { code: FailureCode::RefusedByWaha, detail: "of the model".to_owned() },
     }
 }
 
