@@ -23,8 +23,9 @@ ALTER TABLE lanes
     DROP COLUMN tenant_pause_reason, DROP COLUMN tenant_paused_at, DROP COLUMN last_send_at, DROP COLUMN unacked, DROP COLUMN restricted_until, DROP COLUMN check_numbers, DROP COLUMN windows,
     DROP COLUMN typing, DROP COLUMN working_since, DROP COLUMN warm_up, DROP COLUMN new_chats_per_day,
     DROP COLUMN per_day, DROP COLUMN per_hour, DROP COLUMN per_minute;
-DROP INDEX messages_pooled, messages_unacked, messages_expiring, messages_scheduled, messages_held, messages_queue, messages_client_reference;
+REVOKE UPDATE (response) ON idempotency_keys FROM switchboard_system;
+DROP INDEX messages_failed, messages_type, messages_pooled, messages_unacked, messages_expiring, messages_scheduled, messages_held, messages_queue, messages_client_reference;
 ALTER TABLE messages
-    DROP COLUMN revoked_at, DROP COLUMN edited_at, DROP COLUMN resends, DROP COLUMN requeued, DROP COLUMN held_because,
+    DROP COLUMN attempts_before, DROP COLUMN revoked_at, DROP COLUMN edited_at, DROP COLUMN resends, DROP COLUMN requeued, DROP COLUMN held_because,
     DROP COLUMN pool_id, DROP COLUMN client_reference, DROP COLUMN content;
 CREATE INDEX messages_queue ON messages (session_id, priority, seq) WHERE status = 'queued';

@@ -11,6 +11,8 @@ ALTER TABLE messages
     ADD COLUMN requeued         boolean NOT NULL DEFAULT false,
     -- Sends that were repeated because WhatsApp's server did not acknowledge the first.
     ADD COLUMN resends          smallint NOT NULL DEFAULT 0,
+    -- Attempts before the last retry: how many more there may be is counted from here.
+    ADD COLUMN attempts_before  integer NOT NULL DEFAULT 0,
     ADD COLUMN edited_at        timestamptz,
     ADD COLUMN revoked_at       timestamptz;
 CREATE UNIQUE INDEX messages_client_reference ON messages (tenant_id, client_reference) WHERE client_reference IS NOT NULL;
@@ -19,10 +21,16 @@ DROP INDEX messages_queue;
 CREATE INDEX messages_queue ON messages (session_id, priority, seq) WHERE (status = 'queued' OR requeued) AND held_because IS NULL;
 -- What waits outside of the queue; lanes.queued does not count it.
 CREATE INDEX messages_held ON messages (session_id, held_because, priority, seq) WHERE held_because IS NOT NULL;
+-- Lists by kind, of the kinds that are few; dead letters by cause.
+CREATE INDEX messages_type ON messages (tenant_id, message_type, created_at DESC, id DESC) WHERE message_type <> 'text';
+CREATE INDEX messages_failed ON messages (tenant_id, error_code, created_at DESC, id DESC) WHERE status = 'failed';
 CREATE INDEX messages_scheduled ON messages (scheduled_at) WHERE status = 'scheduled';
 CREATE INDEX messages_expiring ON messages (expires_at) WHERE expires_at IS NOT NULL AND status IN ('scheduled', 'queued');
 -- Handed over and not acknowledged by WhatsApp's server.
 CREATE INDEX messages_unacked ON messages (handed_over_at) WHERE status = 'sending' AND handed_over_at IS NOT NULL;
+
+-- What became of the messages of a batch is known after its key was taken.
+GRANT UPDATE (response) ON idempotency_keys TO switchboard_system;
 
 ALTER TABLE lanes
     -- Caps over sliding windows; NULL or 0: none.

@@ -23,6 +23,11 @@ pub trait BatchWriter: Send + Sync + 'static {
     /// Writes `items` in one transaction and answers them in their order. An error means that nothing was written.
     fn write(&self, items: &[Self::Item]) -> impl Future<Output = Result<Vec<Self::Answer>, DbError>> + Send;
 
+    /// How much of a batch an item takes up.
+    fn weight(&self, _item: &Self::Item) -> usize {
+        1
+    }
+
     /// True when the two items must not be in one batch; the later one then waits for the next.
     fn conflict(&self, _earlier: &Self::Item, _later: &Self::Item) -> bool {
         false
@@ -68,7 +73,7 @@ impl<W: BatchWriter> std::fmt::Debug for GroupCommit<W> {
 }
 
 impl<W: BatchWriter> GroupCommit<W> {
-    /// Starts the writer on the current runtime. At most `depth` callers wait; a batch holds at most `most` items.
+    /// Starts the writer on the current runtime. At most `depth` callers wait; a batch weighs at most `most`, unless one item does more.
     /// `name` labels its metrics.
     pub fn start(name: &'static str, writer: W, depth: usize, most: usize) -> Self {
         let (queue, waiting) = mpsc::channel(depth);
@@ -124,6 +129,7 @@ fn form_batch<W: BatchWriter>(writer: &W, held: &mut VecDeque<Waiting<W>>, most:
     let mut items: Vec<W::Item> = Vec::with_capacity(held.len().min(most));
     let mut answers = Vec::with_capacity(held.len().min(most));
     let mut later = VecDeque::new();
+    let mut weight = 0;
     let mut keys: std::collections::HashMap<u64, Vec<usize>> = std::collections::HashMap::new();
     while let Some((item, answer)) = held.pop_front() {
         let key = writer.conflict_key(&item);
@@ -132,10 +138,18 @@ fn form_batch<W: BatchWriter>(writer: &W, held: &mut VecDeque<Waiting<W>>, most:
                 earlier.iter().filter_map(|index| items.get(*index)).any(|earlier| writer.conflict(earlier, &item))
             })
         });
-        if clashes || items.len() >= most {
+        let weighs = writer.weight(&item);
+        if !items.is_empty() && weight + weighs > most {
+            // It is the next batch's first, whatever smaller ones stand behind it.
+            later.push_back((item, answer));
+            later.append(held);
+            break;
+        }
+        if clashes {
             later.push_back((item, answer));
             continue;
         }
+        weight += weighs;
         if let Some(key) = key {
             keys.entry(key).or_default().push(items.len());
         }

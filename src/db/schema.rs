@@ -229,6 +229,7 @@ diesel::table! {
         held_because -> Nullable<Text>,
         requeued -> Bool,
         resends -> Int2,
+        attempts_before -> Int4,
         edited_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
     }

@@ -7,3 +7,4 @@ pub mod failure;
 pub mod ids;
 pub mod recipient;
 pub mod status;
+pub mod template;

@@ -8,12 +8,23 @@ pub enum InvalidRecipient {
     /// Nothing but blanks.
     #[error("must not be empty")]
     Empty,
-    /// A number without its country code.
-    #[error("must be an international number: a country code and no leading zero")]
-    NoCountryCode,
+    /// A number with the prefix for calls abroad.
+    #[error("must begin with the country code, without the prefix `00`: `+44…` instead of `0044…`")]
+    CallPrefix,
+    /// A number in national form.
+    #[error(
+        "must begin with the country code, without the leading zero of the national form: `+49171…` instead of `0171…`"
+    )]
+    NationalForm,
+    /// A number whose national zero was left in behind the country code.
+    #[error("must be as it is dialled from abroad, without a zero in parentheses: `+44 20…` instead of `+44 (0)20…`")]
+    NationalZero,
     /// E.164 allows 7 to 15 digits.
-    #[error("must have 7 to 15 digits")]
+    #[error("must have 7 to 15 digits, country code included")]
     Length,
+    /// Letters in a phone number.
+    #[error("must not contain letters, unless it is a WhatsApp id (…@c.us, …@g.us, …@lid, …@newsletter)")]
+    Letters,
     /// Neither digits with separators nor a known kind of chat id.
     #[error("must be a phone number in E.164 or a WhatsApp id (…@c.us, …@g.us, …@lid, …@newsletter)")]
     Shape,
@@ -55,6 +66,18 @@ impl ChatId {
         &self.0
     }
 
+    /// Whether it is a group.
+    #[must_use]
+    pub fn is_group(&self) -> bool {
+        self.0.ends_with("@g.us")
+    }
+
+    /// Whether it is one person.
+    #[must_use]
+    pub fn is_person(&self) -> bool {
+        self.0.ends_with("@c.us") || self.0.ends_with("@lid")
+    }
+
     /// The phone number in E.164 with `+`; `None` for groups, channels and hidden ids.
     #[must_use]
     pub fn phone(&self) -> Option<String> {
@@ -69,19 +92,28 @@ fn is_number(text: &str) -> bool {
 fn digits_of_phone(text: &str) -> Result<String, InvalidRecipient> {
     let text = text.trim();
     let mut digits = String::with_capacity(15);
+    let mut shape = Ok(());
     for (index, letter) in text.chars().enumerate() {
         match letter {
             '0'..='9' => digits.push(letter),
             '+' if index == 0 => {}
             ' ' | '-' | '.' | '(' | ')' | '\u{a0}' => {}
-            _ => return Err(InvalidRecipient::Shape),
+            letter if letter.is_alphabetic() => return Err(InvalidRecipient::Letters),
+            _ => shape = Err(InvalidRecipient::Shape),
         }
     }
+    shape?;
     if digits.is_empty() {
         return Err(InvalidRecipient::Shape);
     }
+    if digits.starts_with("00") {
+        return Err(InvalidRecipient::CallPrefix);
+    }
     if digits.starts_with('0') {
-        return Err(InvalidRecipient::NoCountryCode);
+        return Err(InvalidRecipient::NationalForm);
+    }
+    if text.contains("(0)") {
+        return Err(InvalidRecipient::NationalZero);
     }
     if (7..=15).contains(&digits.len()) { Ok(digits) } else { Err(InvalidRecipient::Length) }
 }
@@ -113,11 +145,17 @@ mod tests {
         for (text, why) in [
             ("", InvalidRecipient::Empty),
             ("  ", InvalidRecipient::Empty),
-            ("0044 20 7946 0000", InvalidRecipient::NoCountryCode),
-            ("089 123456", InvalidRecipient::NoCountryCode),
+            ("0044 20 7946 0000", InvalidRecipient::CallPrefix),
+            ("+0044 20 7946 0000", InvalidRecipient::CallPrefix),
+            ("0171 1234567", InvalidRecipient::NationalForm),
+            ("(089) 123456", InvalidRecipient::NationalForm),
+            ("01711234567@c.us", InvalidRecipient::NationalForm),
+            ("+44 (0)20 7946 0000", InvalidRecipient::NationalZero),
             ("12345", InvalidRecipient::Length),
             ("1234567890123456", InvalidRecipient::Length),
-            ("call me", InvalidRecipient::Shape),
+            ("call me", InvalidRecipient::Letters),
+            ("+1 555 010 0001 ext 5", InvalidRecipient::Letters),
+            ("1-800-FLOWERS", InvalidRecipient::Letters),
             ("1+5550100001", InvalidRecipient::Shape),
             ("+", InvalidRecipient::Shape),
             ("status@broadcast", InvalidRecipient::Shape),

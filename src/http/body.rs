@@ -215,6 +215,30 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     }
 }
 
+/// A JSON body that is read item by item, so that a fault in one of them stays its own.
+#[derive(Debug)]
+pub struct Json(pub Value);
+
+impl FromRequest for Json {
+    type Error = Problem;
+    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let acceptable = is_json(request);
+        let announced = announced_length(request);
+        let payload = payload.take();
+        Box::pin(async move {
+            if !acceptable {
+                return Err(Problem::new(Code::UnsupportedMediaType, "Send the body as application/json"));
+            }
+            let bytes = read(payload, announced, MOST_BYTES).await?;
+            serde_json::from_slice(&bytes)
+                .map(Self)
+                .map_err(|fault| Problem::new(Code::MalformedJson, fault.to_string()))
+        })
+    }
+}
+
 /// A [`Body`] that may be left out altogether, which means the same as `{}`.
 #[derive(Debug)]
 pub struct MaybeBody<T>(pub Body<T>);

@@ -41,7 +41,7 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, HttpServer};
 use serde::Serialize;
 
-pub use body::{Body, MOST_BYTES, MaybeBody, fingerprint, from_json, nullable, read_raw};
+pub use body::{Body, Json, MOST_BYTES, MaybeBody, fingerprint, from_json, nullable, read_raw};
 pub use caller::{Actor, Caller};
 pub use idempotency::{Created, Once, once_system, once_tenant};
 pub use observe::RequestId;

@@ -5,6 +5,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 
 use super::problem::{Code, FieldError, ProblemBody};
+use crate::domain::failure::FailureCode;
 
 /// What all resources share.
 #[derive(OpenApi)]
@@ -72,6 +73,7 @@ pub fn document() -> Value {
     }
     let mut document = serde_json::to_value(api).unwrap_or_default();
     describe_errors(&mut document);
+    describe_failures(&mut document);
     if let Some(root) = document.as_object_mut() {
         root.insert("webhooks".to_owned(), webhooks());
     }
@@ -127,6 +129,24 @@ fn describe_errors(document: &mut Value) {
         let all: Map<_, _> =
             Code::ALL.iter().map(|code| (code.as_str().to_owned(), problem_component(*code))).collect();
         responses.insert("responses".to_owned(), Value::Object(all));
+    }
+}
+
+/// Tells with the messages why one can fail: `error.code`, what it means, and what to do.
+fn describe_failures(document: &mut Value) {
+    let rows = FailureCode::ALL.iter().map(|code| format!("| `{code}` | {} | {} |\n", code.meaning(), code.action()));
+    let table: String = rows.collect();
+    let tags = document.get_mut("tags").and_then(Value::as_array_mut).into_iter().flatten();
+    for tag in tags.filter(|tag| tag["name"] == "Messages") {
+        let says = tag["description"].as_str().unwrap_or_default();
+        let page = format!(
+            "{says}.\n\nA message that failed says why in `error.code`; `GET /v1/messages?status=failed&error_code=…` finds them, and \
+             `POST /v1/messages/retry` sends them once more. The codes never change:\n\n\
+             | `error.code` | Meaning | What to do |\n|---|---|---|\n{table}"
+        );
+        if let Some(tag) = tag.as_object_mut() {
+            tag.insert("description".to_owned(), Value::String(page));
+        }
     }
 }
 
@@ -272,6 +292,9 @@ mod tests {
         let document = document();
         assert_eq!(document["openapi"], "3.1.0");
         let text = document.to_string();
+        for code in FailureCode::ALL {
+            assert!(text.contains(&format!("| `{code}` |")), "{code} is explained");
+        }
         for later in ["\"$self\"", "\"itemSchema\"", "\"additionalOperations\"", "\"dataValue\"", "\"querystring\""] {
             assert!(!text.contains(later), "{later} is of OpenAPI 3.2");
         }

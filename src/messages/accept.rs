@@ -5,6 +5,8 @@
 //! answer, on whatever node it arrives. The batch is written in the system role with explicit tenant ids; the composite keys
 //! make a session of another tenant impossible even there.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
@@ -21,14 +23,16 @@ use crate::domain::recipient::ChatId;
 use crate::domain::status::Status;
 use crate::messages::row::MessageRow;
 use crate::messages::view::{Message, Priority};
-use crate::messages::writer::{Answer, Item, Writer};
+use crate::messages::writer::{Answer, Answers, Entry, Fate, Item, Say, Writer};
 use crate::waha;
 
 /// How long the first answer to an Idempotency-Key is kept.
 pub const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
-/// The name of this operation among the idempotency keys.
-const OPERATION: &str = "messages.create";
+/// Accepting one message, among the idempotency keys.
+pub const CREATE: &str = "messages.create";
+/// Accepting a batch, among the idempotency keys.
+pub const BATCH: &str = "messages.batch";
 
 /// A valid request to send a message, not yet accepted.
 pub struct Draft {
@@ -104,6 +108,8 @@ impl std::fmt::Debug for Draft {
 /// An Idempotency-Key with the fingerprint of the request that carries it.
 #[derive(Clone, Debug)]
 pub struct KeyUse {
+    /// What it was used for: [`CREATE`] or [`BATCH`].
+    pub operation: &'static str,
     /// The key.
     pub key: String,
     /// SHA-256 over the operation and the canonical body.
@@ -117,6 +123,17 @@ pub struct Accepted {
     pub id: MessageId,
     /// The resource as JSON, exactly as first answered.
     pub json: Bytes,
+    /// Whether this is the first answer again.
+    pub replayed: bool,
+}
+
+/// What the caller gets for a batch.
+#[derive(Debug)]
+pub struct AcceptedBatch {
+    /// The answer as JSON, exactly as first given.
+    pub json: Bytes,
+    /// How many messages were accepted now.
+    pub accepted: u64,
     /// Whether this is the first answer again.
     pub replayed: bool,
 }
@@ -166,22 +183,65 @@ impl Acceptor {
     /// # Errors
     /// [`AcceptError`]; except where the database went away during the commit itself, nothing was written.
     pub async fn accept(&self, app: &App, draft: Draft) -> Result<Accepted, AcceptError> {
-        let item = item(draft, app.clock.now(), &app.chance);
-        let (tenant, id) = (item.row.tenant_id, item.row.id);
-        let json = Bytes::from(item.json.clone());
-        let idempotency = item.idempotency.clone();
-        match (self.commits.write(item).await?, idempotency) {
-            (Answer::Accepted, _) => Ok(Accepted { id, json, replayed: false }),
-            (Answer::NoSuchSession, _) => Err(AcceptError::NoSuchSession),
-            (Answer::ReferenceTaken(by), _) => Err(AcceptError::ReferenceTaken(by)),
-            (Answer::KeyTaken, None) => Err(AcceptError::KeyReused),
-            (Answer::KeyTaken, Some(key)) => {
-                let db = app.db.clone();
-                let first = app.detached(async move { first_answer(&db, tenant, &key).await }).await??;
-                // Taken a moment ago and gone now: it has just expired.
-                first.ok_or_else(|| DbError::Contended("the key expired".to_owned()).into())
-            }
+        let (tenant, now, idempotency) = (draft.tenant, app.clock.now(), draft.idempotency.clone());
+        let entry = entry(draft, now, &app.chance);
+        let (id, json) = (entry.row.id, Bytes::copy_from_slice(entry.json.as_bytes()));
+        let (resource, answer, used) = (id.0, Answers::One, idempotency.clone());
+        let item = Item { tenant, entries: vec![entry], idempotency, resource, answer, asked_at: now };
+        match self.commits.write(item).await? {
+            Answer::KeyTaken => self.first(app, tenant, used).await,
+            Answer::Done(fates) => match fates.as_slice().first() {
+                Some(Fate::Accepted) => Ok(Accepted { id, json, replayed: false }),
+                Some(Fate::ReferenceTaken(by)) => Err(AcceptError::ReferenceTaken(*by)),
+                Some(Fate::NoSuchSession) | None => Err(AcceptError::NoSuchSession),
+            },
         }
+    }
+
+    /// Accepts `drafts`, in their order and in one transaction, each for itself. `say` makes the answer from what became of
+    /// each, with the message as it was accepted.
+    ///
+    /// # Errors
+    /// As [`Acceptor::accept`]; what concerns one message alone is told to `say`.
+    pub async fn accept_batch(
+        &self,
+        app: &App,
+        tenant: TenantId,
+        drafts: Vec<Draft>,
+        idempotency: Option<KeyUse>,
+        say: impl Fn(&[(Fate, Arc<str>)]) -> String + Send + Sync + 'static,
+    ) -> Result<AcceptedBatch, AcceptError> {
+        let now = app.clock.now();
+        let entries: Vec<Entry> = drafts.into_iter().map(|draft| entry(draft, now, &app.chance)).collect();
+        let messages: Vec<Arc<str>> = entries.iter().map(|entry| Arc::clone(&entry.json)).collect();
+        let say: Arc<Say> = Arc::new(move |fates: &[Fate]| {
+            say(&fates.iter().copied().zip(messages.iter().map(Arc::clone)).collect::<Vec<_>>())
+        });
+        let (resource, used) = (app.chance.uuid(now), idempotency.clone());
+        let answer = Answers::Each(Arc::clone(&say));
+        let nothing_to_do = entries.is_empty() && idempotency.is_none();
+        let item = Item { tenant, entries, idempotency, resource, answer, asked_at: now };
+        let fates = if nothing_to_do {
+            Vec::new()
+        } else {
+            match self.commits.write(item).await? {
+                Answer::Done(fates) => fates,
+                Answer::KeyTaken => {
+                    let first = self.first(app, tenant, used).await?;
+                    return Ok(AcceptedBatch { json: first.json, accepted: 0, replayed: true });
+                }
+            }
+        };
+        let accepted = fates.iter().filter(|fate| **fate == Fate::Accepted).count().try_into().unwrap_or(u64::MAX);
+        Ok(AcceptedBatch { json: say(&fates).into(), accepted, replayed: false })
+    }
+
+    async fn first(&self, app: &App, tenant: TenantId, used: Option<KeyUse>) -> Result<Accepted, AcceptError> {
+        let used = used.ok_or(AcceptError::KeyReused)?;
+        let db = app.db.clone();
+        let first = app.detached(async move { first_answer(&db, tenant, &used).await }).await??;
+        // Taken a moment ago and gone now: it has just expired.
+        first.ok_or_else(|| DbError::Contended("the key expired".to_owned()).into())
     }
 }
 
@@ -204,7 +264,7 @@ pub async fn first_answer(db: &Db, tenant: TenantId, used: &KeyUse) -> Result<Op
             Ok::<_, DbError>(
                 sql("SELECT fingerprint, resource_id, response FROM idempotency_keys WHERE tenant_id = $1 AND operation = $2 AND key = $3")
                     .bind::<SqlUuid, _>(tenant)
-                    .bind::<Text, _>(OPERATION)
+                    .bind::<Text, _>(used.operation)
                     .bind::<Text, _>(&used.key)
                     .prepared()
                     .load(&mut **conn)
@@ -219,7 +279,7 @@ pub async fn first_answer(db: &Db, tenant: TenantId, used: &KeyUse) -> Result<Op
     Ok(Some(Accepted { id: first.resource_id, json: first.response.into(), replayed: true }))
 }
 
-fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
+fn entry(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Entry {
     let status = if draft.scheduled_at.is_some_and(|at| at > now) { Status::Scheduled } else { Status::Queued };
     let row = MessageRow {
         tenant_id: draft.tenant,
@@ -258,6 +318,6 @@ fn item(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Item {
         edited_at: None,
         revoked_at: None,
     };
-    let json = Message::from(&row).to_json();
-    Item { row, event_id: EventId::fresh(now, chance), json, idempotency: draft.idempotency }
+    let json = Message::from(&row).to_json().into();
+    Entry { row, event_id: EventId::fresh(now, chance), json }
 }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::db::{DbError, Prepare, TenantConn, sql};
-use crate::domain::ids::{MessageId, SessionId};
+use crate::domain::ids::{MediaId, MessageId, SessionId};
 use crate::domain::status::Status;
 use crate::messages::row::{MessageRow, message_columns};
 
@@ -34,6 +34,10 @@ pub struct Filter {
     pub chat_id: Option<String>,
     /// Of this kind.
     pub kind: Option<String>,
+    /// Failed with this code.
+    pub error_code: Option<String>,
+    /// With this id of the tenant's own.
+    pub client_reference: Option<String>,
     /// Created at or after.
     pub created_after: Option<DateTime<Utc>>,
     /// Created before.
@@ -58,6 +62,51 @@ pub async fn find(conn: &mut TenantConn, id: MessageId) -> Result<Option<Message
     .load(&mut **conn)
     .await?;
     Ok(rows.into_iter().next())
+}
+
+/// Those of the messages `ids` that this tenant has.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn find_all(conn: &mut TenantConn, ids: &[MessageId]) -> Result<Vec<MessageRow>, DbError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(sql(concat!(
+        "SELECT ",
+        message_columns!(),
+        " FROM messages m WHERE m.tenant_id = $1 AND m.id = ANY($2) AND m.deleted_at IS NULL"
+    ))
+    .bind::<SqlUuid, _>(conn.tenant())
+    .bind::<Array<SqlUuid>, _>(ids)
+    .prepared()
+    .load(&mut **conn)
+    .await?)
+}
+
+/// Those of the files `ids` that this tenant has, with their MIME types.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn media_types(conn: &mut TenantConn, ids: &[MediaId]) -> Result<Vec<(MediaId, String)>, DbError> {
+    #[derive(QueryableByName)]
+    struct File {
+        #[diesel(sql_type = SqlUuid)]
+        id: MediaId,
+        #[diesel(sql_type = Text)]
+        mime_type: String,
+    }
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let files: Vec<File> =
+        sql("SELECT id, mime_type FROM media WHERE tenant_id = $1 AND id = ANY($2) AND deleted_at IS NULL")
+            .bind::<SqlUuid, _>(conn.tenant())
+            .bind::<Array<SqlUuid>, _>(ids)
+            .prepared()
+            .load(&mut **conn)
+            .await?;
+    Ok(files.into_iter().map(|file| (file.id, file.mime_type)).collect())
 }
 
 /// Messages that pass `filter`, newest first, from behind `after` on.
@@ -92,9 +141,15 @@ pub async fn list(
         ("from_msisdn", &filter.from),
         ("chat_id", &filter.chat_id),
         ("message_type", &filter.kind),
+        ("error_code", &filter.error_code),
+        ("client_reference", &filter.client_reference),
     ];
     if let Some(session) = filter.session_id {
         query = query.sql(format!(" AND m.session_id = ${}", next())).bind::<SqlUuid, _>(session);
+    }
+    if filter.error_code.is_some() {
+        // One that is tried again has a code as well; said so that the index of the failed ones serves.
+        query = query.sql(" AND m.status = 'failed'");
     }
     for (column, value) in texts {
         if let Some(value) = value {

@@ -94,7 +94,7 @@ async fn bad_messages_are_refused_by_name() {
         (json!({"to": TO, "body": "a", "priority": "urgent"}), "priority", "invalid_value"),
         (json!({"to": TO, "body": "a", "priority": 1}), "priority", "invalid_type"),
         (json!({"to": TO, "body": "a", "type": "carrier-pigeon"}), "type", "unsupported"),
-        (json!({"to": TO, "body": "a", "type": "image"}), "type", "unsupported"),
+        (json!({"to": TO, "type": "image"}), "media", "required"),
         (json!({"to": TO, "body": "a", "type": 7}), "type", "invalid_type"),
         (json!({"to": TO, "body": "a", "session_id": "first"}), "session_id", "invalid_value"),
         (json!({"to": TO, "body": "a", "session_id": 7}), "session_id", "invalid_type"),
@@ -125,9 +125,9 @@ async fn bad_messages_are_refused_by_name() {
         let answer = tenant.post("/v1/messages", &json!({"to": to, "body": "a"})).await;
         names(&answer, "to", "invalid_recipient", to);
     }
-    let both = tenant.post("/v1/messages", &json!({"to": "nobody", "body": "", "type": "image"})).await;
+    let both = tenant.post("/v1/messages", &json!({"to": "nobody", "body": "", "media": {}})).await;
     let named: Vec<String> = fields(&both).into_iter().map(|(field, _)| field).collect();
-    assert_eq!(named, ["to", "type", "body"], "every broken rule at once");
+    assert_eq!(named, ["to", "body", "media"], "every broken rule at once");
 
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
         let request = tenant.request(Method::POST, "/v1/messages").header("content-type", kind);

@@ -1,0 +1,48 @@
+//! `/v1/messages`: send, list, look at one and at its history, cancel, retry, delete.
+
+mod batch;
+mod content;
+mod list;
+mod prepare;
+mod request;
+mod send;
+mod steps;
+
+use actix_web::web::{self, ServiceConfig};
+use utoipa::OpenApi;
+
+use crate::messages::view::Message;
+
+pub(super) fn routes(cfg: &mut ServiceConfig) {
+    cfg.service(web::resource("/messages").route(web::post().to(send::send)).route(web::get().to(list::list)))
+        .service(web::resource("/messages/batch").route(web::post().to(batch::send_batch)))
+        .service(web::resource("/messages/cancel").route(web::post().to(steps::cancel_many)))
+        .service(web::resource("/messages/retry").route(web::post().to(steps::retry_many)))
+        .service(web::resource("/messages/{id}").route(web::get().to(list::one)).route(web::delete().to(steps::delete)))
+        .service(web::resource("/messages/{id}/transitions").route(web::get().to(list::transitions)))
+        .service(web::resource("/messages/{id}/cancel").route(web::post().to(steps::cancel)))
+        .service(web::resource("/messages/{id}/retry").route(web::post().to(steps::retry)));
+}
+
+/// The operations of these files, described.
+#[derive(OpenApi)]
+#[openapi(
+    paths(
+        send::send,
+        batch::send_batch,
+        list::list,
+        list::one,
+        list::transitions,
+        steps::cancel,
+        steps::cancel_many,
+        steps::retry,
+        steps::retry_many,
+        steps::delete,
+    ),
+    components(schemas(Message<'_>)),
+)]
+struct Api;
+
+pub(super) fn openapi() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}
