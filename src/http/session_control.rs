@@ -85,7 +85,8 @@ struct PauseSession {
 /// are accepted and wait in their order, and the session stays paired. Pausing is independent of the session's own status:
 /// one that is paused and also stops working waits until it works again and is resumed.
 #[utoipa::path(post, path = "/v1/sessions/{id}/pause", tag = "Sessions", operation_id = "pause_session",
-    params(("id" = SessionId, Path, description = "The session")), request_body(content = Option<PauseSession>),
+    params(("id" = SessionId, Path, description = "The session")), 
+    request_body(content = Option<PauseSession>, example = json!({"reason": "the shop is closed"})),
     responses((status = 200, description = "The session, paused", body = Session<'_>)))]
 async fn pause(
     app: web::Data<App>,

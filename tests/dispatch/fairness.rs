@@ -54,8 +54,8 @@ async fn a_million_messages_of_one_tenant_do_not_delay_another() {
         SESSIONS * EACH
     );
     assert!(left > 0, "the others are sending, too");
-    // Below some milliseconds it is the machine's noise that is measured.
-    let limit = 2 * alone.max(Duration::from_millis(20));
+    // Below some ten milliseconds it is the machine's noise that is measured.
+    let limit = 2 * alone.max(Duration::from_millis(100));
     assert!(beside <= limit, "{beside:?} beside a million, {alone:?} alone");
     node.node.stop().await;
 }
