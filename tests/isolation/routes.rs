@@ -59,6 +59,7 @@ async fn another_tenants_id_answers_like_one_that_does_not_exist() {
     for (path, operations) in document["paths"].as_object().unwrap() {
         let Some((prefix, rest)) = path.strip_prefix("/v1").and(path.split_once('{')) else { continue };
         let Some((_, rest)) = rest.split_once('}') else { continue };
+        let rest = rest.replace("{phone}", "+15550100001");
         assert!(!rest.contains('{'), "{path}: teach this test about a second id");
         let Some(id) = ids.get(prefix) else {
             panic!("{path}: teach this test about a resource of this kind");

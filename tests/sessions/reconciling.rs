@@ -256,8 +256,13 @@ async fn a_report_empties_the_caches_only_when_they_hold_what_changed() {
     let tenant = stand.tenant("a").await;
     stand.server(5).await;
     let generation = async || stand.count("SELECT generation FROM directory_generation").await;
-    let row = stand.create(tenant, session("a")).await.unwrap();
     let node = Stand::reconcile(&stand.app);
+    // A server's version is cached, too.
+    eventually(PATIENCE, "the server to be known", async || {
+        (stand.count("SELECT count(waha_version) FROM waha_servers").await == 1).then_some(())
+    })
+    .await;
+    let row = stand.create(tenant, session("a")).await.unwrap();
     let created = generation().await;
     stand.becomes(tenant, row.id, "scan_qr").await;
     assert_eq!(generation().await, created, "statuses are not cached");
