@@ -90,11 +90,11 @@ fn bounded(claimed: &Claimed, outcome: Outcome, now: DateTime<Utc>) -> Outcome {
     if late && !claimed.resend {
         return if doubt == Doubt::None { Outcome::Expired } else { unconfirmed() };
     }
-    if counts && claimed.attempt >= MOST_ATTEMPTS {
+    if counts && claimed.tries >= MOST_ATTEMPTS {
         return match doubt {
             Doubt::None => Outcome::Failed {
                 code: FailureCode::Undeliverable,
-                detail: format!("Given up after {} attempts: {}", claimed.attempt, error.1),
+                detail: format!("Given up after {} attempts: {}", claimed.tries, error.1),
             },
             Doubt::Earlier | Doubt::Fresh => unconfirmed(),
         };
@@ -111,7 +111,7 @@ fn give_up(tools: &Tools, claimed: &Claimed, unfit: Unfit) -> Outcome {
     match unfit {
         Unfit::Never(code, detail) => Outcome::Failed { code, detail },
         Unfit::NotYet(why) => Outcome::Retry {
-            at: tools.app.clock.now() + TimeDelta::seconds(1) + backoff(&tools.app, claimed.attempt),
+            at: tools.app.clock.now() + TimeDelta::seconds(1) + backoff(&tools.app, claimed.tries),
             doubt: claimed.doubt(),
             counts: true,
             error: ("not_sent", why),
@@ -211,10 +211,10 @@ async fn chat_for(tools: &Tools, claimed: &Claimed, way: &Way) -> Result<String,
         Ok(Registration::NotRegistered) => Err(not_registered()),
         Err(CallError::State { status }) => {
             note_session(&tools.app, claimed, status).await;
-            let pause = TimeDelta::seconds(5) + backoff(&tools.app, claimed.attempt);
+            let pause = TimeDelta::seconds(5) + backoff(&tools.app, claimed.tries);
             Err(later(tools, claimed, pause, ("not_sent", format!("The session is {status}."))))
         }
-        Err(fault) if fault.is_transient() && claimed.attempt <= MOST_CHECKS => {
+        Err(fault) if fault.is_transient() && claimed.tries <= MOST_CHECKS => {
             let away = matches!(fault, CallError::Unreachable);
             if away {
                 let now = tools.app.clock.now();
@@ -222,7 +222,7 @@ async fn chat_for(tools: &Tools, claimed: &Claimed, way: &Way) -> Result<String,
                 let _written = tools.breaker.record(&tools.app.db, way.server.id, now, Sign::Failing).await;
             }
             Err(Outcome::Retry {
-                at: tools.app.clock.now() + TimeDelta::seconds(1) + backoff(&tools.app, claimed.attempt),
+                at: tools.app.clock.now() + TimeDelta::seconds(1) + backoff(&tools.app, claimed.tries),
                 doubt: Doubt::None,
                 counts: !away,
                 error: ("checking_number", fault.to_string()),
@@ -263,10 +263,10 @@ async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcom
                     TimeDelta::from_std(*pause).unwrap_or(TimeDelta::hours(1))
                 }
                 NotSent::SessionNotWorking { .. } | NotSent::SessionMissing => {
-                    TimeDelta::seconds(5) + backoff(app, claimed.attempt)
+                    TimeDelta::seconds(5) + backoff(app, claimed.tries)
                 }
                 NotSent::ConnectFailed | NotSent::Throttled { .. } | NotSent::Unauthorized | NotSent::NotBuilt => {
-                    backoff(app, claimed.attempt)
+                    backoff(app, claimed.tries)
                 }
             };
             Outcome::Retry {
@@ -280,7 +280,7 @@ async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcom
         SendOutcome::Restricted { .. } => Outcome::Restricted { until: restricted_until(app, way).await },
         SendOutcome::Unknown { .. } if claimed.doubts >= MOST_DOUBTS - 1 => unconfirmed(),
         SendOutcome::Unknown { why } => Outcome::Retry {
-            at: now + backoff(app, claimed.attempt),
+            at: now + backoff(app, claimed.tries),
             doubt: Doubt::Fresh,
             counts: true,
             error: ("unknown_outcome", why.to_string()),

@@ -66,6 +66,8 @@ pub struct Claimed {
     pub waha_message_id: Option<String>,
     /// Which attempt this is, from 1. Those that did not reach WAHA do not count.
     pub attempt: i32,
+    /// The same since the tenant last asked for a retry: what is bounded.
+    pub tries: i32,
     /// How the one before ended.
     pub before: Before,
     /// Whether it was handed over before, and is sent again because WhatsApp's server did not acknowledge it.
@@ -145,6 +147,8 @@ struct Row {
     waha_message_id: Option<String>,
     #[diesel(sql_type = Integer)]
     attempts: i32,
+    #[diesel(sql_type = Integer)]
+    attempts_before: i32,
     #[diesel(sql_type = Text)]
     before: String,
     #[diesel(sql_type = Bool)]
@@ -267,7 +271,7 @@ SELECT c.tenant_id, c.session_id, c.id, lane.fence, j.verdict, c.chat_id, c.to_m
            SELECT CASE WHEN n.registered THEN coalesce(n.chat_id, c.chat_id) ELSE '' END FROM number_checks n
            WHERE n.tenant_id = c.tenant_id AND n.phone = c.to_msisdn AND n.expires_at > $5), '?')
        END AS number,
-       c.waha_message_id, c.attempts, j.attempt_state AS before, j.handed_over_at IS NOT NULL AS resend, c.worker_deaths,
+       c.waha_message_id, c.attempts, c.attempts_before, j.attempt_state AS before, j.handed_over_at IS NOT NULL AS resend, c.worker_deaths,
        c.doubts, c.created_at, c.expires_at, lane.min_gap_ms, lane.jitter_ms, lane.typing
 FROM claimed c
 JOIN judged j ON j.tenant_id = c.tenant_id AND j.id = c.id
@@ -350,6 +354,7 @@ impl Claimed {
             quoted: row.quoted,
             waha_message_id: row.waha_message_id,
             attempt: row.attempts,
+            tries: row.attempts - row.attempts_before,
             before: if row.before == "none" { Before::Nothing } else { Before::Doubt },
             resend: row.resend,
             worker_deaths: row.worker_deaths,

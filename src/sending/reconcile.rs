@@ -66,9 +66,9 @@ pub(super) async fn settle(
     }
     match search(tools, claimed, way, parts).await {
         Ok(Some(id)) => Some(Outcome::HandedOver { waha_message_id: Some(id), chat_id: None }),
-        Ok(None) if claimed.attempt > LOOKS => Some(unconfirmed()),
+        Ok(None) if claimed.tries > LOOKS => Some(unconfirmed()),
         Ok(None) => Some(Outcome::Retry {
-            at: now + TimeDelta::seconds(1) + backoff(&tools.app, claimed.attempt),
+            at: now + TimeDelta::seconds(1) + backoff(&tools.app, claimed.tries),
             doubt: Doubt::Earlier,
             counts: true,
             error: ("reconciling", "The message is looked for in its chat.".to_owned()),
@@ -101,7 +101,7 @@ async fn wait(tools: &Tools, claimed: &Claimed, way: &Way, fault: &CallError) ->
         return unconfirmed();
     }
     Outcome::Retry {
-        at: now + backoff(&tools.app, claimed.attempt),
+        at: now + backoff(&tools.app, claimed.tries),
         doubt: if fails { Doubt::Fresh } else { Doubt::Earlier },
         counts: fails,
         error: ("reconciling", fault.to_string()),

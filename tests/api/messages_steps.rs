@@ -127,12 +127,15 @@ async fn a_failed_message_is_sent_by_a_retry_as_the_same_message() {
     let failed = tenant.message_with(id, "failed").await;
     assert!(failed["error"]["code"].is_string() && failed["failed_at"].is_string());
     assert_eq!(ask(&tenant, &message, "cancel").await.status, StatusCode::CONFLICT);
+    // As if all attempts there may be had been made: a retry has as many again.
+    world.db.connect().await.execute("UPDATE messages SET attempts = 8", &[]).await.unwrap();
+    world.simulator.control().fault_once("sendText", Fault::Error500Before);
     let retried = ask(&tenant, &message, "retry").await.expect(StatusCode::ACCEPTED);
     assert_eq!((text(&retried, "status"), &retried["error"], &retried["id"]), ("queued", &Value::Null, &message["id"]));
     assert_eq!(retried["waha_message_id"], failed["waha_message_id"]);
     let read = tenant.message_with(id, "read").await;
-    assert_eq!((&read["error"], &read["failed_at"], &read["attempts"]), (&Value::Null, &Value::Null, &json!(2)));
-    let history = ["queued", "sending", "failed", "queued", "sending", "sent", "delivered", "read"];
+    assert_eq!((&read["error"], &read["failed_at"], &read["attempts"]), (&Value::Null, &Value::Null, &json!(10)));
+    let history = ["queued", "sending", "failed", "queued", "sending", "sending", "sent", "delivered", "read"];
     assert_eq!(tenant.history(id).await, history);
     assert_eq!(ask(&tenant, &message, "retry").await.status, StatusCode::CONFLICT);
     assert_eq!(world.simulator.control().ledger().texts(&external), ["again"]);

@@ -64,6 +64,7 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
             body: "any".to_owned(),
             waha_message_id: Some("3EB0".to_owned()),
             attempt: 1000,
+            tries: 1000,
             before,
             worker_deaths: 0,
             doubts: 7,
