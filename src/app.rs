@@ -20,6 +20,7 @@ use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
 use crate::ingest::road::Road;
 use crate::ingest::spool::Spool;
+use crate::media::{MediaRoom, RoomError};
 use crate::messages::accept::Acceptor;
 use crate::sessions::directory::Directory;
 use crate::waha::{Timeouts, WahaClient};
@@ -49,6 +50,8 @@ pub struct Parts {
     pub waha: WahaClient,
     /// Which session lives where.
     pub directory: Directory,
+    /// Files to be sent.
+    pub media: MediaRoom,
     /// Accepts messages.
     pub acceptor: Acceptor,
     /// Puts WAHA's events on the road.
@@ -125,6 +128,9 @@ pub enum StartError {
     /// The TLS backend cannot be set up.
     #[error("the HTTP client cannot be set up: {0}")]
     Http(#[from] reqwest::Error),
+    /// The storage of files cannot be set up.
+    #[error(transparent)]
+    Media(#[from] RoomError),
 }
 
 impl Deref for App {
@@ -142,6 +148,7 @@ impl App {
     pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
         let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
         let sealer = Sealer::new(key, chance.clone());
+        let media = MediaRoom::open(&config, key)?;
         let db = Db::open(&config.database)?;
         let generation = Generation::default();
         let wake = Arc::new(Wake::default());
@@ -167,6 +174,7 @@ impl App {
             runtime: Handle::current(),
             spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
             acceptor,
+            media,
             sealer,
             db,
             generation,

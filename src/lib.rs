@@ -37,6 +37,8 @@ pub mod events;
 pub mod delivery;
 
 // What it passes through.
+pub mod media;
+pub mod guard;
 pub mod sessions;
 pub mod tenants;
 pub mod identity;

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::app::App;
 use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
-use crate::{delivery, dispatch, events, http, ingest, messages, sending, sessions};
+use crate::{delivery, dispatch, events, http, ingest, media, messages, sending, sessions};
 
 /// What closing the broker's connection may take, even when the drain time is over.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -183,13 +183,16 @@ async fn watch_broker(app: App) {
     }
 }
 
-/// Closes idle connections and forgets idempotency keys that have expired.
+/// Closes idle connections, and removes idempotency keys that have expired and files that were deleted.
 async fn keep_house(app: App) {
     loop {
         tokio::time::sleep(Duration::from_secs(15)).await;
         app.db.close_idle(&app.config.database);
         if let Err(fault) = forget_keys(&app).await {
             tracing::debug!(%fault, "expired idempotency keys could not be removed");
+        }
+        if let Err(fault) = media::purge(&app).await {
+            tracing::debug!(%fault, "deleted files could not be removed");
         }
     }
 }

@@ -165,16 +165,23 @@ CREATE TABLE media (
     source_url  text,
     created_at  timestamptz NOT NULL,
     updated_at  timestamptz NOT NULL,
+    -- When all bytes were there; NULL: on their way, or given up on the way.
+    ready_at    timestamptz,
     deleted_at  timestamptz,
+    -- When the bytes of a deleted one were removed.
+    purged_at   timestamptz,
     PRIMARY KEY (tenant_id, id),
     UNIQUE (id)
 );
+CREATE INDEX media_to_purge ON media (coalesce(deleted_at, created_at))
+    WHERE purged_at IS NULL AND (deleted_at IS NOT NULL OR ready_at IS NULL);
 CREATE INDEX media_created ON media (tenant_id, created_at DESC, id DESC);
 ALTER TABLE media ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY own_tenant ON media TO switchboard_tenant
     USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 CREATE POLICY all_rows ON media TO switchboard_system USING (true) WITH CHECK (true);
 GRANT SELECT, INSERT, UPDATE ON media TO switchboard_tenant, switchboard_system;
+GRANT DELETE ON media TO switchboard_system;
 
 -- Named sets of sessions to send by.
 CREATE TABLE sender_pools (

@@ -8,6 +8,7 @@ mod sending;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub platform_key: Option<SecretString>,
     /// Whether webhooks and media may point at private addresses; `SWITCHBOARD_ALLOW_PRIVATE_TARGETS`, default false.
     pub allow_private_targets: bool,
+    /// Where files are kept; `SWITCHBOARD_MEDIA_URL` and, for `s3://…`, the usual `AWS_*` variables.
+    pub media: MediaConfig,
     /// What is logged, as a filter such as `info,switchboard=debug`; `SWITCHBOARD_LOG`, default `info`.
     pub log_filter: String,
     /// `text` or `json`; `SWITCHBOARD_LOG_FORMAT`, default `text`.
@@ -48,6 +51,22 @@ pub struct Config {
     pub timings: Timings,
     /// How messages are handed over.
     pub sending: Sending,
+}
+
+/// Where files are kept.
+#[derive(Clone)]
+pub struct MediaConfig {
+    /// `file:///folder` or `s3://bucket/prefix`; default: the folder `switchboard/media` where the user's data is kept
+    /// (`XDG_DATA_HOME`, else `~/.local/share`), or `/var/lib/switchboard/media` for a user without a home.
+    pub url: Url,
+    /// The `AWS_*` variables, their names in lower case: region, endpoint, credentials.
+    pub options: Vec<(String, SecretString)>,
+}
+
+impl fmt::Debug for MediaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MediaConfig({}:…)", self.url.scheme())
+    }
 }
 
 /// How log lines look.
@@ -124,7 +143,7 @@ impl Default for Timings {
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "DATABASE_URL",
     "DATABASE_MAX_CONNECTIONS",
     "DATABASE_MIN_CONNECTIONS",
@@ -139,6 +158,7 @@ const NAMES: [&str; 23] = [
     "SWITCHBOARD_MASTER_KEY",
     "SWITCHBOARD_PLATFORM_KEY",
     "SWITCHBOARD_ALLOW_PRIVATE_TARGETS",
+    "SWITCHBOARD_MEDIA_URL",
     "SWITCHBOARD_LOG",
     "SWITCHBOARD_LOG_FORMAT",
     "SWITCHBOARD_SEND_TIMEOUT_MS",
@@ -170,6 +190,9 @@ impl Config {
         let bind = reader.or("SWITCHBOARD_BIND", SocketAddr::from(([127, 0, 0, 1], 8080)));
         let here = Url::parse(&format!("http://{bind}")).ok();
         let public_url = reader.optional("SWITCHBOARD_PUBLIC_URL").or(here);
+        let (Some(public_url), Some(media)) = (public_url, reader.media()) else {
+            return Err(ConfigError(reader.faults));
+        };
         let config = Self {
             bind,
             metrics_bind: reader.optional("SWITCHBOARD_METRICS_BIND"),
@@ -186,6 +209,7 @@ impl Config {
             master_key: reader.optional("SWITCHBOARD_MASTER_KEY"),
             platform_key: reader.optional::<String>("SWITCHBOARD_PLATFORM_KEY").map(SecretString::from),
             allow_private_targets: reader.or("SWITCHBOARD_ALLOW_PRIVATE_TARGETS", false),
+            media,
             log_filter: reader.or("SWITCHBOARD_LOG", "info".to_owned()),
             log_format: reader.or("SWITCHBOARD_LOG_FORMAT", LogFormat::Text),
             timings: Timings {
@@ -197,10 +221,7 @@ impl Config {
                 drain: reader.millis("SWITCHBOARD_DRAIN_MS", defaults.drain),
             },
             sending: Sending::read(&mut reader),
-            public_url: match public_url {
-                Some(url) => url,
-                None => return Err(ConfigError(reader.faults)),
-            },
+            public_url,
         };
         if config.database.max_connections < 2 {
             reader.faults.push("DATABASE_MAX_CONNECTIONS: must be at least 2".to_owned());
@@ -279,6 +300,27 @@ impl Reader {
 
     fn millis(&mut self, name: &str, default: Duration) -> Duration {
         self.optional(name).map_or(default, Duration::from_millis)
+    }
+
+    fn media(&mut self) -> Option<MediaConfig> {
+        let folder = || {
+            let text = |name: &str| self.values.get(name).filter(|value| value.starts_with('/')).map(PathBuf::from);
+            let data = text("XDG_DATA_HOME").or_else(|| text("HOME").map(|home| home.join(".local/share")));
+            data.unwrap_or_else(|| PathBuf::from("/var/lib")).join("switchboard/media")
+        };
+        let default = Url::from_file_path(folder()).ok();
+        let given = self.optional::<Url>("SWITCHBOARD_MEDIA_URL");
+        let fits = |url: &Url| match url.scheme() {
+            "file" => url.to_file_path().is_ok_and(|path| path.parent().is_some()),
+            "s3" => url.host_str().is_some_and(|bucket| !bucket.is_empty()),
+            _ => false,
+        };
+        if given.as_ref().is_some_and(|url| !fits(url)) {
+            self.faults.push("SWITCHBOARD_MEDIA_URL: must be file:///folder or s3://bucket/prefix".to_owned());
+        }
+        let options = self.values.iter().filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+        let options = options.map(|(name, value)| (name.to_ascii_lowercase(), value.clone().into())).collect();
+        given.or(default).map(|url| MediaConfig { url, options })
     }
 
     fn required(&mut self, name: &str, example: &str) -> SecretString {

@@ -165,7 +165,9 @@ diesel::table! {
         source_url -> Nullable<Text>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        ready_at -> Nullable<Timestamptz>,
         deleted_at -> Nullable<Timestamptz>,
+        purged_at -> Nullable<Timestamptz>,
     }
 }
 

@@ -8,13 +8,13 @@ use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use super::claim::Claimed;
-use super::guard::{GuardError, GuardedClient};
 use super::keyring::Keyring;
 use super::outcome::{Fate, Outcome};
 use super::schedule;
 use super::sign::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
 use crate::app::App;
 use crate::events::view;
+use crate::guard::{GuardError, GuardedClient};
 
 /// The longest an attempt may take, answer included.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);

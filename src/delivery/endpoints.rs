@@ -12,12 +12,12 @@ use serde::Serialize;
 use url::Url;
 use utoipa::ToSchema;
 
-use super::guard::{Guard, GuardError};
 use super::keyring::{Keyring, KeyringError};
 use crate::app::App;
 use crate::db::{DbError, Prepare, TenantConn, sql};
 use crate::domain::ids::{EndpointId, TenantId};
 use crate::events::types;
+use crate::guard::{Guard, GuardError};
 
 /// The longest description, in characters.
 const MOST_DESCRIPTION: usize = 500;

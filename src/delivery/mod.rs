@@ -13,7 +13,6 @@
 mod attempt;
 mod claim;
 pub mod endpoints;
-pub mod guard;
 mod keyring;
 mod outcome;
 pub mod replay;

@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 
 use super::attempt;
 use super::claim::{self, Claimed, PER_ENDPOINT, Turn};
-use super::guard::{self, DeliveryTimeouts, Guard, GuardedClient};
 use super::outcome::{Outcome, OutcomeWriter};
 use crate::app::App;
 use crate::db::DbError;
 use crate::db::group_commit::{GroupCommit, GroupCommitError};
 use crate::domain::ids::EndpointId;
+use crate::guard::{self, Guard, GuardedClient, Timeouts};
 
 /// Attempts in flight on one node.
 const IN_FLIGHT: usize = 1024;
@@ -66,7 +66,7 @@ impl Worker {
     /// When the TLS backend cannot be set up.
     pub fn new(app: App) -> Result<Self, reqwest::Error> {
         let guard = Guard::new(app.config.allow_private_targets);
-        let timeouts = DeliveryTimeouts { total: attempt::TIMEOUT, ..DeliveryTimeouts::default() };
+        let timeouts = Timeouts { total: attempt::TIMEOUT, ..Timeouts::default() };
         let outcomes = GroupCommit::start("webhook_outcomes", OutcomeWriter { app: app.clone() }, 4 * IN_FLIGHT, BATCH);
         Ok(Self {
             client: guard::client(&guard, timeouts)?,

@@ -13,6 +13,7 @@ mod caller;
 mod contacts;
 mod events;
 mod hooks;
+mod media;
 pub mod idempotency;
 mod messages;
 mod observe;
@@ -151,7 +152,7 @@ fn running(address: SocketAddr, server: Server) -> Running {
 
 /// Every route of the API.
 fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
-    cfg.configure(operations::routes).configure(hooks::routes);
+    cfg.configure(operations::routes).configure(hooks::routes).configure(media::link_routes);
     if with_metrics {
         cfg.configure(operations::metrics_route);
     }
@@ -159,6 +160,7 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
         web::scope("/v1")
             .wrap(from_fn(caller::authenticate))
             .configure(messages::routes)
+            .configure(media::routes)
             .configure(sessions::routes)
             .configure(sender_pools::routes)
             .configure(session_control::routes)

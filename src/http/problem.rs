@@ -76,6 +76,8 @@ codes! {
     PayloadTooLarge = 413 "payload_too_large" "The body is too large";
     /// The body is of another type than what is read here.
     UnsupportedMediaType = 415 "unsupported_media_type" "The body's content type is not read here";
+    /// The resource has no bytes in the range that was asked for.
+    RangeNotSatisfiable = 416 "range_not_satisfiable" "There are no such bytes";
     /// The content breaks a rule; `errors` says which.
     ValidationFailed = 422 "validation_failed" "The request breaks a rule";
     /// The Idempotency-Key was used with another body.
@@ -112,6 +114,7 @@ impl Code {
             412 => Self::PreconditionFailed,
             413 => Self::PayloadTooLarge,
             415 => Self::UnsupportedMediaType,
+            416 => Self::RangeNotSatisfiable,
             422 => Self::ValidationFailed,
             429 => Self::RateLimited,
             503 => Self::Unavailable,

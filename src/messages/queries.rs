@@ -100,7 +100,7 @@ pub async fn media_types(conn: &mut TenantConn, ids: &[MediaId]) -> Result<Vec<(
         return Ok(Vec::new());
     }
     let files: Vec<File> =
-        sql("SELECT id, mime_type FROM media WHERE tenant_id = $1 AND id = ANY($2) AND deleted_at IS NULL")
+        sql("SELECT id, mime_type FROM media WHERE tenant_id = $1 AND id = ANY($2) AND deleted_at IS NULL AND ready_at IS NOT NULL")
             .bind::<SqlUuid, _>(conn.tenant())
             .bind::<Array<SqlUuid>, _>(ids)
             .prepared()

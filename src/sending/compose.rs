@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::domain::content::{Content, Kind, MediaContent};
 use crate::domain::failure::FailureCode;
+use crate::media;
 use crate::sending::claim::Claimed;
 use crate::waha::{
     self, ContactCard, ForwardMessage, MediaKind, Outgoing, Poll, SendContacts, SendLocation, SendMedia, SendPoll,
@@ -73,7 +74,7 @@ pub async fn compose(
     }
     let reply_to = claimed.quoted.clone();
     let lacks = |what: &str| Unfit::Never(FailureCode::InvalidRequest, format!("The stored message has no {what}."));
-    let media = async |kind: MediaKind, file: Option<MediaContent>| {
+    let file = async |kind: MediaKind, file: Option<MediaContent>| {
         let file = file.ok_or_else(|| lacks("media"))?;
         Ok(Outgoing::Media(SendMedia {
             kind,
@@ -87,10 +88,10 @@ pub async fn compose(
         }))
     };
     match kind {
-        Kind::Image => media(MediaKind::Image, content.media).await,
-        Kind::Video => media(MediaKind::Video, content.media).await,
-        Kind::Voice => media(MediaKind::Voice, content.media).await,
-        Kind::Document => media(MediaKind::Document, content.media).await,
+        Kind::Image => file(MediaKind::Image, content.media).await,
+        Kind::Video => file(MediaKind::Video, content.media).await,
+        Kind::Voice => file(MediaKind::Voice, content.media).await,
+        Kind::Document => file(MediaKind::Document, content.media).await,
         Kind::Text => Ok(Outgoing::Text(SendText {
             session,
             chat_id,
@@ -128,7 +129,10 @@ pub async fn compose(
 }
 
 /// The file as WAHA can take it.
-#[expect(clippy::unused_async, reason = "stored files are handed over by the object storage")]
-async fn hand_over(_app: &App, _claimed: &Claimed, _file: &MediaContent) -> Result<waha::MediaFile, Unfit> {
-    Err(Unfit::NotYet("The file store is not ready.".to_owned()))
+async fn hand_over(app: &App, claimed: &Claimed, file: &MediaContent) -> Result<waha::MediaFile, Unfit> {
+    let (tenant, message) = (claimed.turn.tenant_id, claimed.turn.message_id);
+    media::hand_over(app, tenant, message, file).await.map_err(|fault| match fault.failure() {
+        Some(code) => Unfit::Never(code, format!("The file cannot be sent: {fault}.")),
+        None => Unfit::NotYet(format!("The file is not there yet: {fault}.")),
+    })
 }

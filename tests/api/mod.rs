@@ -3,6 +3,8 @@
 mod credentials;
 mod doors;
 mod hooks;
+mod media;
+mod media_memory;
 mod idempotency;
 mod messages;
 mod messages_batch;

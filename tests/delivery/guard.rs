@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use switchboard::delivery::guard::{DeliveryTimeouts, Guard, GuardError, client};
+use switchboard::guard::{Guard, GuardError, Timeouts, client};
 use url::Url;
 
 use crate::waha::server::{Act, Scripted, answer};
@@ -15,7 +15,7 @@ fn named(scripted: &Scripted, scheme: &str) -> Url {
 #[tokio::test]
 async fn private_addresses_are_refused_before_a_connection() {
     let scripted = Scripted::start(vec![answer("200 OK", "")]).await;
-    let guarded = client(&Guard::new(false), DeliveryTimeouts::default()).unwrap();
+    let guarded = client(&Guard::new(false), Timeouts::default()).unwrap();
     for url in [scripted.url.clone(), named(&scripted, "http"), named(&scripted, "https")] {
         assert!(guarded.request(Method::POST, &url).is_err(), "{url}");
     }
@@ -26,7 +26,7 @@ async fn private_addresses_are_refused_before_a_connection() {
 async fn a_name_that_turns_out_private_is_refused_in_the_connector() {
     // What the URL check would say is left out here: this is the line behind it.
     let scripted = Scripted::start(vec![answer("200 OK", "")]).await;
-    let _installs_the_tls_provider = client(&Guard::new(false), DeliveryTimeouts::default()).unwrap();
+    let _installs_the_tls_provider = client(&Guard::new(false), Timeouts::default()).unwrap();
     let http = reqwest::Client::builder().no_proxy().dns_resolver(Guard::new(false).resolver()).build().unwrap();
     let error = http.get(named(&scripted, "http")).send().await.unwrap_err();
     assert!(error.is_connect());
@@ -37,7 +37,7 @@ async fn a_name_that_turns_out_private_is_refused_in_the_connector() {
 #[tokio::test]
 async fn redirects_are_answers_and_not_followed() {
     let scripted = Scripted::start(vec![answer("302 Found\r\nLocation: /elsewhere", "")]).await;
-    let guarded = client(&Guard::new(true), DeliveryTimeouts::default()).unwrap();
+    let guarded = client(&Guard::new(true), Timeouts::default()).unwrap();
     let response = guarded.request(Method::POST, &named(&scripted, "http")).unwrap().body("{}").send().await.unwrap();
     assert_eq!(response.status(), 302);
     let requests = scripted.requests();
@@ -49,7 +49,7 @@ async fn redirects_are_answers_and_not_followed() {
 #[tokio::test]
 async fn an_endpoint_that_hangs_is_given_up() {
     let scripted = Scripted::start(vec![Act::Hang]).await;
-    let timeouts = DeliveryTimeouts { total: Duration::from_millis(100), ..DeliveryTimeouts::default() };
+    let timeouts = Timeouts { total: Duration::from_millis(100), ..Timeouts::default() };
     let guarded = client(&Guard::new(true), timeouts).unwrap();
     let error = guarded.request(Method::POST, &scripted.url).unwrap().send().await.unwrap_err();
     assert!(error.is_timeout());

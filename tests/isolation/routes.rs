@@ -25,6 +25,7 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
     let key = key.expect(StatusCode::CREATED);
     let pool = json!({"name": "mine", "session_ids": [session]});
     let pool = tenant.post("/v1/sender-pools", &pool).await.expect(StatusCode::CREATED);
+    let file = tenant.upload("mine.txt", "text/plain", b"mine").await.expect(StatusCode::CREATED);
     let platform = world.platform(base);
     let first = |list: Value| text(&list["data"][0], "id").to_owned();
     BTreeMap::from([
@@ -32,6 +33,7 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
         ("/v1/sessions/", session),
         ("/v1/sender-pools/", text(&pool, "id").to_owned()),
         ("/v1/messages/", text(&message, "id").to_owned()),
+        ("/v1/media/", text(&file, "id").to_owned()),
         ("/v1/api-keys/", text(&key, "id").to_owned()),
         ("/v1/tenants/", first(platform.get("/v1/tenants").await.body)),
         ("/v1/waha-servers/", first(platform.get("/v1/waha-servers").await.body)),

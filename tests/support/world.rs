@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -70,6 +71,7 @@ impl World {
             ("SWITCHBOARD_MASTER_KEY", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned()),
             ("SWITCHBOARD_PLATFORM_KEY", PLATFORM_KEY.to_owned()),
             ("SWITCHBOARD_ALLOW_PRIVATE_TARGETS", "true".to_owned()),
+            ("SWITCHBOARD_MEDIA_URL", url::Url::from_file_path(self.media_folder()).unwrap().into()),
             ("SWITCHBOARD_LOG", "info".to_owned()),
             ("SWITCHBOARD_SEND_TIMEOUT_MS", "3000".to_owned()),
             ("SWITCHBOARD_DISPATCH_LEASE_MS", "2000".to_owned()),
@@ -81,6 +83,11 @@ impl World {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+    }
+
+    /// Where this world's files are kept.
+    pub fn media_folder(&self) -> PathBuf {
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(&self.namespace)
     }
 
     /// A node in this process, with every role.
@@ -162,6 +169,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        let _nothing_kept = std::fs::remove_dir_all(self.media_folder());
         let namespace = std::mem::take(&mut self.namespace);
         // Only who used them knows the names of these; left behind, they would fill the broker run by run.
         let outbound: Vec<String> =
@@ -269,6 +277,13 @@ impl Client {
         Self::send(self.request(Method::POST, path).json(body)).await
     }
 
+    /// Uploads a file.
+    pub async fn upload(&self, filename: &str, mime_type: &str, bytes: &[u8]) -> Answer {
+        let (kind, body) = form(&[("file", Some(filename), Some(mime_type), bytes)]);
+        let request = self.request(Method::POST, "/v1/media").header("Content-Type", kind).body(body);
+        Self::send(request).await
+    }
+
     /// A session without pacing; answers its id and its name at WAHA.
     pub async fn session(&self, name: &str) -> (String, String) {
         self.session_with(&json!({"name": name, "pacing": {"min_gap_ms": 0, "jitter_ms": 0}})).await
@@ -313,6 +328,24 @@ impl Client {
         let steps = self.get(&format!("/v1/messages/{id}/transitions")).await.expect(StatusCode::OK);
         steps["data"].as_array().unwrap().iter().map(|step| text(step, "status").to_owned()).collect()
     }
+}
+
+/// A part of a form: name, file name, media type, bytes.
+pub type Part<'a> = (&'a str, Option<&'a str>, Option<&'a str>, &'a [u8]);
+
+/// A form of parts: its content type and its bytes.
+pub fn form(parts: &[Part<'_>]) -> (&'static str, Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, filename, mime_type, bytes) in parts {
+        let filename = filename.map(|name| format!("; filename=\"{name}\"")).unwrap_or_default();
+        let kind = mime_type.map(|kind| format!("\r\nContent-Type: {kind}")).unwrap_or_default();
+        let head = format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{filename}{kind}\r\n\r\n");
+        body.extend_from_slice(head.as_bytes());
+        body.extend_from_slice(bytes);
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"--edge--\r\n");
+    ("multipart/form-data; boundary=edge", body)
 }
 
 /// The text member `name`.

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use url::Url;
 
-use crate::delivery::guard::{Guard, GuardError};
 use crate::domain::content::{ContactCard, Kind, Location, Poll};
 use crate::domain::recipient::ChatId;
+use crate::guard::{Guard, GuardError};
 use crate::http::rules::Rules;
 
 use super::request::recipient_code;

@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::app::App;
+use crate::domain::content::Kind;
 use crate::domain::ids::{MediaId, MessageId, SessionId, TenantId};
 use crate::domain::status::Status;
 use crate::http::problem::{FieldError, Problem};
 use crate::http::sender_pools;
+use crate::media;
 use crate::messages::accept::Draft;
 use crate::messages::queries;
 use crate::messages::row::MessageRow;
 use crate::sessions::directory::{Only, SessionEntry};
 
 use super::content;
-use super::request::Valid;
+use super::request::{Upload, Valid};
 
 /// The session that a request means.
 pub(super) async fn session_for(
@@ -92,7 +94,7 @@ impl Known {
 }
 
 /// The draft of a request, once all that it refers to is found.
-pub(super) async fn draft(app: &App, tenant: TenantId, valid: Valid, known: &Known) -> Result<Draft, Problem> {
+pub(super) async fn draft(app: &App, tenant: TenantId, mut valid: Valid, known: &Known) -> Result<Draft, Problem> {
     let (pool, session) = match &valid.pool {
         Some(pool) => {
             let (pool, session) = sender_pools::choose(app, tenant, pool, &valid.chat).await?;
@@ -113,11 +115,12 @@ pub(super) async fn draft(app: &App, tenant: TenantId, valid: Valid, known: &Kno
             Some(_) => {}
         }
     }
-    if valid.upload.is_some() {
-        errors.push(FieldError::new("media.data", "unsupported", "upload the file and name it by `id`"));
-    }
     if !errors.is_empty() {
         return Err(Problem::validation(errors));
+    }
+    if let Some(upload) = valid.upload.take() {
+        let id = keep(app, tenant, valid.kind, upload).await?;
+        valid.content.media.get_or_insert_default().id = Some(id);
     }
     Ok(Draft {
         honours_message_id: session.engine.honours_message_id(),
@@ -135,6 +138,31 @@ pub(super) async fn draft(app: &App, tenant: TenantId, valid: Valid, known: &Kno
         metadata: valid.metadata,
         ..Draft::text(tenant, session.id, valid.chat, "")
     })
+}
+
+/// Stores the file that came with the request.
+async fn keep(app: &App, tenant: TenantId, kind: Kind, upload: Upload) -> Result<MediaId, Problem> {
+    let parts = app.clone();
+    let Upload { bytes, mime_type, filename } = upload;
+    let kept = app.detached(async move {
+        media::keep_bytes(&parts, tenant, bytes, mime_type.as_deref(), filename.as_deref()).await
+    });
+    let kept = kept.await??;
+    if content::suits(kind, &kept.mime_type) {
+        return Ok(kept.id);
+    }
+    drop_file(app, tenant, kept.id).await;
+    Err(Problem::invalid("media.data", "wrong_type", content::wanted(kind)))
+}
+
+/// Deletes a file that came with a request which did not become a message. What fails here stays in the tenant's list.
+pub(super) async fn drop_file(app: &App, tenant: TenantId, id: MediaId) {
+    let (parts, now) = (app.clone(), app.clock.now());
+    let deleted =
+        app.detached(async move { parts.db.tenant(tenant, async |conn| media::delete(conn, id, now).await).await });
+    if !matches!(deleted.await, Ok(Ok(_))) {
+        tracing::debug!("a file that came with a refused request stays stored");
+    }
 }
 
 /// What stands against answering `message`.

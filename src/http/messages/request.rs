@@ -10,10 +10,10 @@ use url::Url;
 use utoipa::ToSchema;
 
 use super::content;
-use crate::delivery::guard::Guard;
 use crate::domain::content::{ContactCard, Content, Kind, Location, MediaContent, Poll};
 use crate::domain::ids::{MediaId, MessageId, SessionId};
 use crate::domain::recipient::{ChatId, InvalidRecipient};
+use crate::guard::Guard;
 use crate::http::problem::{FieldError, Problem};
 use crate::http::rules::Rules;
 use crate::messages::view::Priority;
@@ -114,7 +114,6 @@ impl std::fmt::Debug for SendMessage {
 }
 
 /// Bytes that came with the request.
-#[expect(dead_code, reason = "refused until the store of files can take them")]
 pub(super) struct Upload {
     pub(super) bytes: Bytes,
     pub(super) mime_type: Option<String>,

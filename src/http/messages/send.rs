@@ -3,11 +3,11 @@
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 
-use super::prepare::{Known, draft, no_such_session};
+use super::prepare::{Known, draft, drop_file, no_such_session};
 use super::request::{Bounds, SendMessage};
 use crate::app::App;
-use crate::delivery::guard::Guard;
 use crate::domain::ids::TenantId;
+use crate::guard::Guard;
 use crate::http::problem::{Code, Problem};
 use crate::http::{Body, Caller, MaybeIdempotencyKey};
 use crate::identity::scope::Scope;
@@ -65,9 +65,21 @@ async fn accept_one(
 ) -> Result<Accepted, Problem> {
     let valid = request.check(bounds(app))?;
     let known = Known::of(app, tenant, std::iter::once(&valid)).await?;
+    let inline = valid.upload.is_some();
     let mut draft = draft(app, tenant, valid, &known).await?;
     draft.idempotency = idempotency;
-    Ok(app.acceptor.accept(app, draft).await?)
+    let file = draft.content.media.as_ref().and_then(|media| media.id).filter(|_| inline);
+    let accepted = app.acceptor.accept(app, draft).await;
+    let unused = match &accepted {
+        Ok(accepted) => accepted.replayed,
+        Err(fault) => {
+            matches!(fault, AcceptError::NoSuchSession | AcceptError::ReferenceTaken(_) | AcceptError::KeyReused)
+        }
+    };
+    if let Some(file) = file.filter(|_| unused) {
+        drop_file(app, tenant, file).await;
+    }
+    Ok(accepted?)
 }
 
 /// What requests are checked against now.

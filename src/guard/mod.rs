@@ -1,6 +1,6 @@
 //! Which addresses a tenant may make the gateway call: public ones only.
 //!
-//! Tenants choose the addresses of their webhooks, and the gateway stands inside the operator's network. So an address is checked
+//! Tenants choose the addresses of their webhooks and of files to send, and the gateway stands inside the operator's network. So an address is checked
 //! twice: as it stands in the URL, and after the DNS has answered, inside the connector, so that the address that was checked is
 //! the address that is dialled.
 
@@ -179,16 +179,16 @@ impl Resolve for Guard {
     }
 }
 
-/// How long a delivery may take.
+/// How long a request may take.
 #[derive(Clone, Copy, Debug)]
-pub struct DeliveryTimeouts {
+pub struct Timeouts {
     /// Until a connection stands.
     pub connect: Duration,
     /// From the start until the answer is read.
     pub total: Duration,
 }
 
-impl Default for DeliveryTimeouts {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { connect: Duration::from_secs(5), total: Duration::from_secs(15) }
     }
@@ -219,10 +219,11 @@ impl GuardedClient {
 ///
 /// # Errors
 /// When the TLS backend cannot be set up.
-pub fn client(guard: &Guard, timeouts: DeliveryTimeouts) -> Result<GuardedClient, reqwest::Error> {
+pub fn client(guard: &Guard, timeouts: Timeouts) -> Result<GuardedClient, reqwest::Error> {
     // Fails only if somebody installed one already, which is as good.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder()
+        .http1_only()
         .https_only(!guard.allow_private)
         .redirect(redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -240,5 +241,4 @@ pub fn client(guard: &Guard, timeouts: DeliveryTimeouts) -> Result<GuardedClient
 }
 
 #[cfg(test)]
-#[path = "guard_tests.rs"]
 mod tests;
