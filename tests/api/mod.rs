@@ -4,7 +4,6 @@ mod credentials;
 mod doors;
 mod hooks;
 mod media;
-mod media_memory;
 mod idempotency;
 mod messages;
 mod messages_batch;
