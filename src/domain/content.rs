@@ -36,6 +36,9 @@ impl Kind {
     pub const ALL: [Self; 8] =
         [Self::Text, Self::Image, Self::Video, Self::Voice, Self::Document, Self::Location, Self::Contact, Self::Poll];
 
+    /// Characters in a caption, at the most.
+    pub const MOST_CAPTION: usize = 1024;
+
     /// The kind as the API and the database write it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

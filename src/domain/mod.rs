@@ -3,6 +3,7 @@
 pub mod chance;
 pub mod clock;
 pub mod content;
+pub mod emoji;
 pub mod failure;
 pub mod ids;
 pub mod recipient;

@@ -34,6 +34,9 @@ pub const CREATE: &str = "messages.create";
 /// Accepting a batch, among the idempotency keys.
 pub const BATCH: &str = "messages.batch";
 
+/// Forwarding a message, among the idempotency keys.
+pub const FORWARD: &str = "messages.forward";
+
 /// A valid request to send a message, not yet accepted.
 pub struct Draft {
     /// Whose message.
@@ -108,7 +111,7 @@ impl std::fmt::Debug for Draft {
 /// An Idempotency-Key with the fingerprint of the request that carries it.
 #[derive(Clone, Debug)]
 pub struct KeyUse {
-    /// What it was used for: [`CREATE`] or [`BATCH`].
+    /// What it was used for: [`CREATE`], [`BATCH`] or [`FORWARD`].
     pub operation: &'static str,
     /// The key.
     pub key: String,

@@ -4,6 +4,7 @@
 //! later change goes through [`changes`], which keeps the history and tells the tenant in the transaction of the change.
 
 pub mod accept;
+pub mod actions;
 pub mod changes;
 pub mod pool;
 pub mod pool_moves;

@@ -336,6 +336,24 @@ impl WahaClient {
         call.ok().await.map(drop)
     }
 
+    /// Lets the sender of a message see that it was read; `id` is the serialized id, `participant` its sender in a group.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn mark_read(
+        &self,
+        server: &Server,
+        session: &str,
+        chat_id: &str,
+        id: &str,
+        participant: Option<&str>,
+    ) -> Result<(), CallError> {
+        let call = self
+            .request(server, Method::POST, &["api", "sendSeen"])
+            .json(&json!({"session": session, "chatId": chat_id, "messageIds": [id], "participant": participant}))?;
+        call.ok().await.map(drop)
+    }
+
     /// Shows "typing…" in a chat, or ends it.
     ///
     /// # Errors

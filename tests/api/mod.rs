@@ -5,6 +5,7 @@ mod doors;
 mod hooks;
 mod media;
 mod idempotency;
+mod message_actions;
 mod messages;
 mod messages_batch;
 mod messages_kinds;

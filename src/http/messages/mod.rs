@@ -1,5 +1,7 @@
-//! `/v1/messages`: send, list, look at one and at its history, cancel, retry, delete.
+//! `/v1/messages`: send, list, look at one and at its history, cancel, retry, delete; and what can be done
+//! with one that was sent.
 
+mod actions;
 mod batch;
 mod content;
 mod list;
@@ -18,7 +20,15 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         .service(web::resource("/messages/batch").route(web::post().to(batch::send_batch)))
         .service(web::resource("/messages/cancel").route(web::post().to(steps::cancel_many)))
         .service(web::resource("/messages/retry").route(web::post().to(steps::retry_many)))
-        .service(web::resource("/messages/{id}").route(web::get().to(list::one)).route(web::delete().to(steps::delete)))
+        .service(
+            web::resource("/messages/{id}")
+                .route(web::get().to(list::one))
+                .route(web::patch().to(actions::edit))
+                .route(web::delete().to(steps::delete)),
+        )
+        .service(web::resource("/messages/{id}/reaction").route(web::put().to(actions::react)))
+        .service(web::resource("/messages/{id}/forward").route(web::post().to(actions::forward)))
+        .service(web::resource("/messages/{id}/seen").route(web::post().to(actions::seen)))
         .service(web::resource("/messages/{id}/transitions").route(web::get().to(list::transitions)))
         .service(web::resource("/messages/{id}/cancel").route(web::post().to(steps::cancel)))
         .service(web::resource("/messages/{id}/retry").route(web::post().to(steps::retry)));
@@ -38,6 +48,10 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         steps::retry,
         steps::retry_many,
         steps::delete,
+        actions::edit,
+        actions::react,
+        actions::forward,
+        actions::seen,
     ),
     components(schemas(Message<'_>)),
 )]

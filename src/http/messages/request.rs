@@ -21,7 +21,7 @@ use crate::messages::view::Priority;
 /// Characters in a text, at the most.
 pub(super) const MOST_TEXT: usize = 5000;
 /// Characters in a caption, at the most: WhatsApp's own bound.
-pub(super) const MOST_CAPTION: usize = 1024;
+pub(super) const MOST_CAPTION: usize = Kind::MOST_CAPTION;
 /// Bytes of JSON in `metadata`, at the most.
 const MOST_METADATA: usize = 16 * 1024;
 /// People mentioned, at the most: as many as a group has members.

@@ -88,12 +88,12 @@ pub(super) fn bounds(app: &App) -> Bounds {
 }
 
 /// The first answer to the request that carried this key.
-async fn first(app: &App, tenant: TenantId, used: KeyUse) -> Result<Option<Accepted>, AcceptError> {
+pub(super) async fn first(app: &App, tenant: TenantId, used: KeyUse) -> Result<Option<Accepted>, AcceptError> {
     let parts = app.clone();
     app.detached(async move { accept::first_answer(&parts.db, tenant, &used).await }).await?
 }
 
-fn answer(accepted: Accepted) -> HttpResponse {
+pub(super) fn answer(accepted: Accepted) -> HttpResponse {
     let mut response = HttpResponse::Accepted();
     response
         .content_type("application/json")

@@ -4,17 +4,19 @@ use actix_web::{HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::actions::act;
 use super::list::ListMessages;
 use crate::app::App;
 use crate::db::DbError;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::status::Status;
 use crate::http::problem::{FieldError, Problem};
-use crate::http::{Body, Caller, Path};
+use crate::http::{Body, Caller, Path, Query};
 use crate::identity::scope::Scope;
+use crate::messages::actions::Action;
 use crate::messages::queries::{self, Filter};
 use crate::messages::retry::{self, Retried};
 use crate::messages::row::MessageRow;
@@ -94,18 +96,34 @@ pub(in crate::http) async fn retry(
     }
 }
 
+/// How a message is deleted.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct DeleteMessage {
+    /// `true` revokes it on WhatsApp first, so that the recipient does not keep it either. Default: `false`.
+    for_everyone: Option<bool>,
+}
+
 /// Delete a message
 ///
-/// It is gone from every list for good; one that waits is cancelled first. The recipient keeps what was sent. 409 while it is being sent.
+/// It is gone from every list for good; one that waits is cancelled first. The recipient keeps what was sent, unless it is deleted `for_everyone`,
+/// which is possible for what you sent as long as WhatsApp allows it and the session works. 409 while it is being sent, or when it cannot be revoked;
+/// repeat the request after a 503.
 #[utoipa::path(delete, path = "/v1/messages/{id}", tag = "Messages", operation_id = "delete_message",
-    params(("id" = MessageId, Path, description = "The message's id")),
+    params(("id" = MessageId, Path, description = "The message's id"), DeleteMessage),
     responses((status = 204, description = "Deleted")))]
 pub(in crate::http) async fn delete(
     app: web::Data<App>,
     caller: Caller,
     id: Path<MessageId>,
+    how: Query<DeleteMessage>,
 ) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesWrite)?;
+    if how.0.for_everyone == Some(true) {
+        act(&app, tenant, id.0, Action::Revoke).await?;
+        return Ok(HttpResponse::NoContent().finish());
+    }
     let parts = App::clone(&app);
     let withdrawn = app
         .detached(async move {
