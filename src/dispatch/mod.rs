@@ -21,7 +21,6 @@
 pub mod lanes;
 pub mod limits;
 pub mod pacing;
-pub mod settle;
 pub mod sweep;
 pub mod windows;
 

@@ -11,12 +11,13 @@ use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid a
 use diesel_async::RunQueryDsl;
 use tokio::sync::watch;
 
-use super::settle::{self, Waiting};
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::SessionId;
 use crate::domain::status::Status;
+use crate::messages::changes;
 use crate::messages::row::{MessageRow, message_columns};
+use crate::messages::settle::{self, Waiting};
 
 /// Messages changed in one transaction at the most.
 const BATCH: i64 = 500;
@@ -270,13 +271,14 @@ pub async fn round(app: &App) -> Result<Swept, DbError> {
 async fn expire(conn: &mut SystemConn, app: &App, now: DateTime<Utc>) -> Result<usize, DbError> {
     let expired: Vec<Waiting> =
         sql(EXPIRED).bind::<Timestamptz, _>(now).bind::<BigInt, _>(BATCH).prepared().load(&mut **conn).await?;
-    settle::settle(conn, &app.chance, now, &expired, Status::Expired, "not sent before expires_at").await
+    let cause = "not sent before expires_at";
+    Ok(settle::settle(conn, &app.chance, now, &expired, Status::Expired, cause).await?.len())
 }
 
 async fn promote(conn: &mut SystemConn, app: &App, now: DateTime<Utc>) -> Result<usize, DbError> {
     let rows: Vec<MessageRow> =
         sql(PROMOTE).bind::<Timestamptz, _>(now).bind::<BigInt, _>(BATCH).prepared().load(&mut **conn).await?;
-    settle::record(conn, &app.chance, now, &rows, Status::Queued, "scheduled time").await?;
+    changes::record_all(conn, &app.chance, now, &rows, Status::Queued, "scheduled time").await?;
     Ok(rows.len())
 }
 

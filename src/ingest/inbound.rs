@@ -10,7 +10,7 @@ use crate::domain::chance::Chance;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::recipient::ChatId;
 use crate::domain::status::Status;
-use crate::messages::changes::{self, Change};
+use crate::messages::changes;
 use crate::messages::row::{MessageRow, message_columns};
 use crate::waha::WahaMessage;
 
@@ -118,17 +118,7 @@ pub async fn store(
         .prepared()
         .load(conn)
         .await?;
-    let changes: Vec<Change<'_>> = rows
-        .iter()
-        .map(|message| Change {
-            message,
-            status: Status::Received,
-            at: now,
-            cause: "webhook".to_owned(),
-            attempt: None,
-        })
-        .collect();
-    changes::record(conn, chance, &changes).await?;
+    changes::record_all(conn, chance, now, &rows, Status::Received, "webhook").await?;
     // Whoever holds a session changes it anyhow, and waiting here, out of order, could be a circle.
     sql("UPDATE waha_sessions SET last_activity_at = $2 WHERE id IN ( \
              SELECT id FROM waha_sessions WHERE id = ANY($1) \

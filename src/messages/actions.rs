@@ -22,7 +22,7 @@ use crate::domain::status::Status;
 use crate::events::log::{self, NewEvent};
 use crate::messages::accept::Draft;
 use crate::messages::queries;
-use crate::messages::row::{MessageRow, message_columns};
+use crate::messages::row::{MessageRow, message_columns, whatsapp_id};
 use crate::messages::view::Message;
 use crate::messages::withdraw::{self, Withdrawn};
 use crate::sessions::directory::{DirectoryError, ServerEntry, SessionEntry};
@@ -106,14 +106,12 @@ struct Found {
     session_deleted: bool,
 }
 
-// WhatsApp's id, whole: as the engine said it, else put together as engines do.
 const FIND: &str = concat!(
     "SELECT ",
     message_columns!(),
-    ", coalesce(
-           CASE WHEN left(m.raw_payload ->> 'id', 5) IN ('true_', 'false') THEN m.raw_payload ->> 'id' END,
-           m.raw_payload -> 'id' ->> '_serialized',
-           (m.direction = 'outbound')::text || '_' || m.chat_id || '_' || m.waha_message_id) AS whatsapp_id,
+    ", ",
+    whatsapp_id!("m"),
+    " AS whatsapp_id,
        m.raw_payload ->> 'participant' AS participant,
        s.status AS session_status, s.deleted_at IS NOT NULL OR s.desired = 'deleted' AS session_deleted
      FROM messages m JOIN waha_sessions s ON s.tenant_id = m.tenant_id AND s.id = m.session_id

@@ -60,6 +60,23 @@ pub async fn record(conn: &mut AsyncPgConnection, chance: &Chance, changes: &[Ch
     Ok(())
 }
 
+/// Records that all of `rows` took the same step at the same moment, which no attempt caused.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn record_all(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    at: DateTime<Utc>,
+    rows: &[MessageRow],
+    status: Status,
+    cause: &str,
+) -> Result<(), DbError> {
+    let changes: Vec<Change<'_>> =
+        rows.iter().map(|message| Change { message, status, at, cause: cause.to_owned(), attempt: None }).collect();
+    record(conn, chance, &changes).await
+}
+
 // Both in one statement: what is recorded of a step costs as many round trips whether it has an event or not.
 const RECORD: &str = "\
 WITH input AS (

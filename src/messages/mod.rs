@@ -11,6 +11,7 @@ pub mod pool_moves;
 pub mod queries;
 pub mod retry;
 pub mod row;
+pub mod settle;
 pub mod view;
 pub mod withdraw;
 pub mod writer;

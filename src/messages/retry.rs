@@ -1,17 +1,17 @@
 //! Sending what failed once more: the same message, with its id, its place and its history.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use crate::db::{DbError, Prepare, TenantConn, sql};
 use crate::domain::chance::Chance;
+use crate::domain::failure::FailureCode;
 use crate::domain::ids::MessageId;
 use crate::domain::status::Status;
-use crate::messages::changes::{self, Change};
+use crate::messages::changes;
 use crate::messages::queries;
 use crate::messages::row::{MessageRow, message_columns};
-use crate::messages::withdraw::lock_lanes;
 
 /// The cause of the step back into the queue: the only step to a lower rank that there is.
 pub const RETRIED: &str = "retried";
@@ -58,6 +58,37 @@ SELECT ",
     " FROM message m ORDER BY m.seq"
 );
 
+/// Locks the lanes of the messages `ids`, sorted, before anything of the messages is looked at. What failed stays with its
+/// session, so these are the lanes of its next turn.
+async fn lock_lanes(conn: &mut TenantConn, ids: &[MessageId]) -> Result<(), DbError> {
+    let tenant = conn.tenant();
+    sql("SELECT FROM lanes l WHERE l.tenant_id = $1 AND l.session_id IN ( \
+             SELECT m.session_id FROM messages m WHERE m.tenant_id = $1 AND m.id = ANY($2)) \
+         ORDER BY l.session_id FOR UPDATE")
+    .bind::<SqlUuid, _>(tenant)
+    .bind::<Array<SqlUuid>, _>(ids)
+    .prepared()
+    .execute(&mut **conn)
+    .await?;
+    Ok(())
+}
+
+/// Believes no longer that the numbers are not on WhatsApp for whose sake the messages `ids` failed.
+async fn ask_again(conn: &mut TenantConn, now: DateTime<Utc>, ids: &[MessageId]) -> Result<(), DbError> {
+    let tenant = conn.tenant();
+    sql("UPDATE number_checks n SET expires_at = $3 FROM messages m \
+         WHERE m.tenant_id = $1 AND m.id = ANY($2) AND m.status = 'failed' AND m.error_code = $4 \
+           AND n.tenant_id = m.tenant_id AND n.phone = m.to_msisdn AND NOT n.registered AND n.expires_at > $3")
+    .bind::<SqlUuid, _>(tenant)
+    .bind::<Array<SqlUuid>, _>(ids)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Text, _>(FailureCode::RecipientNotOnWhatsapp.as_str())
+    .prepared()
+    .execute(&mut **conn)
+    .await?;
+    Ok(())
+}
+
 /// Puts those of the messages `ids` that failed back into the queue, each at its place, and answers them.
 ///
 /// # Errors
@@ -69,6 +100,7 @@ pub async fn retry_failed(
     ids: &[MessageId],
 ) -> Result<Vec<MessageRow>, DbError> {
     lock_lanes(conn, ids).await?;
+    ask_again(conn, now, ids).await?;
     let rows: Vec<MessageRow> = sql(RETRY)
         .bind::<SqlUuid, _>(conn.tenant())
         .bind::<Array<SqlUuid>, _>(ids)
@@ -76,11 +108,7 @@ pub async fn retry_failed(
         .prepared()
         .load(&mut **conn)
         .await?;
-    let changes: Vec<Change<'_>> = rows
-        .iter()
-        .map(|message| Change { message, status: Status::Queued, at: now, cause: RETRIED.to_owned(), attempt: None })
-        .collect();
-    changes::record(conn, chance, &changes).await?;
+    changes::record_all(conn, chance, now, &rows, Status::Queued, RETRIED).await?;
     Ok(rows)
 }
 

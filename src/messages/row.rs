@@ -19,6 +19,29 @@ macro_rules! message_columns {
 }
 pub(crate) use message_columns;
 
+/// WhatsApp's id, whole, of the message under this alias: as the engine said it, else put together as engines do.
+macro_rules! whatsapp_id {
+    ($m:literal) => {
+        concat!(
+            "coalesce(CASE WHEN left(",
+            $m,
+            ".raw_payload ->> 'id', 5) IN ('true_', 'false') THEN ",
+            $m,
+            ".raw_payload ->> 'id' END, ",
+            $m,
+            ".raw_payload -> 'id' ->> '_serialized', ",
+            "(",
+            $m,
+            ".direction = 'outbound')::text || '_' || ",
+            $m,
+            ".chat_id || '_' || ",
+            $m,
+            ".waha_message_id)"
+        )
+    };
+}
+pub(crate) use whatsapp_id;
+
 /// A message as the database keeps it; the meaning of each field is that of the API's resource.
 #[derive(Clone, QueryableByName)]
 #[expect(missing_docs, reason = "documented on the resource, view::Message")]

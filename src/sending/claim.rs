@@ -17,7 +17,7 @@ use crate::domain::clock::Clock;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::status::Status;
 use crate::messages::changes::{self, Change};
-use crate::messages::row::{MessageRow, message_columns};
+use crate::messages::row::{MessageRow, message_columns, whatsapp_id};
 use crate::sending::outcome::Doubt;
 
 /// How the attempt before this one ended.
@@ -177,7 +177,8 @@ struct Row {
 // always sent on: the attempt begins with settling the doubt.
 //
 // A message to somebody whom the session has not written with is a cold one. Who that is, is only looked up where it matters.
-const CLAIM: &str = "\
+const CLAIM: &str = concat!(
+    "\
 WITH input AS (
     SELECT * FROM unnest($1, $2, $3, $4) AS i (tenant_id, session_id, message_id, fence)
 ), lane AS (
@@ -261,11 +262,9 @@ WITH input AS (
 SELECT c.tenant_id, c.session_id, c.id, lane.fence, j.verdict, c.chat_id, c.to_msisdn, c.message_type, c.body, c.content,
        c.reply_to IS NOT NULL AS replies,
        CASE WHEN c.reply_to IS NOT NULL THEN (
-           SELECT coalesce(
-               CASE WHEN left(q.raw_payload ->> 'id', 5) IN ('true_', 'false') THEN q.raw_payload ->> 'id' END,
-               q.raw_payload -> 'id' ->> '_serialized',
-               (q.direction = 'outbound')::text || '_' || q.chat_id || '_' || q.waha_message_id)
-           FROM messages q WHERE q.tenant_id = c.tenant_id AND q.id = c.reply_to)
+           SELECT ",
+    whatsapp_id!("q"),
+    " FROM messages q WHERE q.tenant_id = c.tenant_id AND q.id = c.reply_to)
        END AS quoted,
        CASE WHEN lane.check_numbers AND NOT j.known AND c.to_msisdn IS NOT NULL AND j.handed_over_at IS NULL THEN coalesce((
            SELECT CASE WHEN n.registered THEN coalesce(n.chat_id, c.chat_id) ELSE '' END FROM number_checks n
@@ -276,7 +275,8 @@ SELECT c.tenant_id, c.session_id, c.id, lane.fence, j.verdict, c.chat_id, c.to_m
 FROM claimed c
 JOIN judged j ON j.tenant_id = c.tenant_id AND j.id = c.id
 JOIN lane ON lane.session_id = c.session_id
-WHERE j.verdict IN ('send', 'expired')";
+WHERE j.verdict IN ('send', 'expired')"
+);
 
 /// Added to the lease of lanes that simulate typing, as in the statement above.
 const TYPING_LEASE: TimeDelta = TimeDelta::seconds(15);

@@ -7,9 +7,9 @@ use diesel_async::RunQueryDsl;
 
 use crate::app::App;
 use crate::db::{DbError, Prepare, TenantConn, sql};
-use crate::dispatch::settle::{self, Waiting};
 use crate::domain::ids::{SessionId, TenantId};
 use crate::domain::status::Status;
+use crate::messages::settle::{self, Waiting};
 
 /// Messages cancelled in one transaction at the most.
 const BATCH: i64 = 500;
@@ -122,7 +122,7 @@ pub async fn empty(app: &App, tenant: TenantId, id: SessionId) -> Result<Option<
                 let now = app.clock.now();
                 let cause = "cancelled with the queue";
                 let done = settle::settle(conn, &app.chance, now, &waiting, Status::Cancelled, cause).await?;
-                Ok(Some((waiting.len(), done)))
+                Ok(Some((waiting.len(), done.len())))
             })
             .await?;
         let Some((found, done)) = batch else { return Ok(None) };

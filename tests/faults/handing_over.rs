@@ -112,6 +112,14 @@ async fn a_number_is_checked_once_and_one_that_is_not_there_gets_no_post() {
     let now = control.ledger_of(Some(&external)).calls_of(&external, "contacts/check-exists").len();
     assert_eq!(now, checks, "what was answered is kept");
     assert_eq!(tenant.get(&path("+15550100042")).await.expect(StatusCode::OK)["exists"], true);
+    // Who has joined since is found by a retry, which asks anew.
+    control.number("15550100005", Some("15550100005"));
+    let retry = format!("/v1/messages/{}/retry", id(&nobody));
+    tenant.post(&retry, &json!({})).await.expect(StatusCode::ACCEPTED);
+    eventually(PATIENCE, "the retried message to be posted", async || {
+        (!control.ledger_of(Some(&external)).posts_saying("nobody").is_empty()).then_some(())
+    })
+    .await;
     let refused = tenant.get(&path("12")).await.expect(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(refused["errors"][0]["field"], "phone");
     invariants::hold(&world).await;

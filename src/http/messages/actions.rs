@@ -5,7 +5,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::request::{MOST_TEXT, recipient};
-use super::send::{answer, first};
+use super::send::answer;
 use crate::app::App;
 use crate::domain::emoji;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
@@ -13,7 +13,7 @@ use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::http::rules::Rules;
 use crate::http::{Body, Caller, MaybeIdempotencyKey, Path};
 use crate::identity::scope::Scope;
-use crate::messages::accept::{AcceptError, Accepted, FORWARD, KeyUse};
+use crate::messages::accept::{Accepted, Draft, FORWARD, KeyUse};
 use crate::messages::actions::{self, Action, Denied};
 use crate::messages::row::MessageRow;
 use crate::messages::view::Message;
@@ -148,23 +148,8 @@ pub(in crate::http) async fn forward(
     let fingerprint = request.fingerprint(&format!("{FORWARD} {}", id.0));
     let idempotency = key.0.map(|key| KeyUse { operation: FORWARD, key: key.0, fingerprint });
     let repeat = idempotency.clone();
-    match accept(&app, tenant, id.0, request.into_inner(), idempotency).await {
-        Ok(accepted) => {
-            metrics::counter!("switchboard_messages_accepted_total").increment(u64::from(!accepted.replayed));
-            Ok(answer(accepted))
-        }
-        // A repeat gets the first answer even if the original was revoked or deleted meanwhile.
-        Err(problem) => {
-            let status = problem.code().status();
-            let used = repeat.filter(|_| status.is_client_error() && problem.code() != Code::IdempotencyKeyReused);
-            let Some(used) = used else { return Err(problem) };
-            match first(&app, tenant, used).await {
-                Ok(Some(first)) => Ok(answer(first)),
-                Ok(None) | Err(AcceptError::KeyReused) => Err(problem),
-                Err(fault) => Err(fault.into()),
-            }
-        }
-    }
+    let accepted = accept(&app, tenant, id.0, request.into_inner(), idempotency).await;
+    answer(&app, tenant, repeat, accepted).await
 }
 
 async fn accept(
@@ -180,7 +165,7 @@ async fn accept(
     let Some(chat) = chat else { return Err(Problem::invalid("to", "invalid_recipient", "must be a recipient")) };
     let (parts, by) = (app.clone(), request.session_id);
     let draft = app.detached(async move { actions::forward(&parts, tenant, id, chat, by).await }).await??;
-    Ok(app.acceptor.accept(app, crate::messages::accept::Draft { idempotency, ..draft }).await?)
+    Ok(app.acceptor.accept(app, Draft { idempotency, ..draft }).await?)
 }
 
 impl From<Denied> for Problem {

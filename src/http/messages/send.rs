@@ -37,23 +37,33 @@ pub(in crate::http) async fn send(
     let idempotency =
         key.0.map(|key| KeyUse { operation: CREATE, key: key.0, fingerprint: request.fingerprint(CREATE) });
     let repeat = idempotency.clone();
-    match accept_one(&app, tenant, request.into_inner(), idempotency).await {
+    let accepted = accept_one(&app, tenant, request.into_inner(), idempotency).await;
+    answer(&app, tenant, repeat, accepted).await
+}
+
+/// The answer to a request for one message that carried the key `repeat`. A repeat gets the first answer even if the same
+/// request would be refused by now: since its session was deleted or is not the only one any more, its time has passed, or what
+/// it forwards is gone.
+pub(super) async fn answer(
+    app: &App,
+    tenant: TenantId,
+    repeat: Option<KeyUse>,
+    accepted: Result<Accepted, Problem>,
+) -> Result<HttpResponse, Problem> {
+    let problem = match accepted {
         Ok(accepted) => {
             metrics::counter!("switchboard_messages_accepted_total").increment(u64::from(!accepted.replayed));
-            Ok(answer(accepted))
+            return Ok(render(accepted));
         }
-        // A repeat gets the first answer even if the same request would be refused by now: since its session was deleted or is
-        // not the only one any more, or its time has passed.
-        Err(problem) => {
-            let status = problem.code().status();
-            let used = repeat.filter(|_| status.is_client_error() && problem.code() != Code::IdempotencyKeyReused);
-            let Some(used) = used else { return Err(problem) };
-            match first(&app, tenant, used).await {
-                Ok(Some(first)) => Ok(answer(first)),
-                Ok(None) | Err(AcceptError::KeyReused) => Err(problem),
-                Err(fault) => Err(fault.into()),
-            }
-        }
+        Err(problem) => problem,
+    };
+    let refused = problem.code().status().is_client_error() && problem.code() != Code::IdempotencyKeyReused;
+    let Some(used) = repeat.filter(|_| refused) else { return Err(problem) };
+    let parts = app.clone();
+    match app.detached(async move { accept::first_answer(&parts.db, tenant, &used).await }).await? {
+        Ok(Some(first)) => Ok(render(first)),
+        Ok(None) | Err(AcceptError::KeyReused) => Err(problem),
+        Err(fault) => Err(fault.into()),
     }
 }
 
@@ -87,13 +97,7 @@ pub(super) fn bounds(app: &App) -> Bounds {
     Bounds { now: app.clock.now(), guard: Guard::new(app.config.allow_private_targets) }
 }
 
-/// The first answer to the request that carried this key.
-pub(super) async fn first(app: &App, tenant: TenantId, used: KeyUse) -> Result<Option<Accepted>, AcceptError> {
-    let parts = app.clone();
-    app.detached(async move { accept::first_answer(&parts.db, tenant, &used).await }).await?
-}
-
-pub(super) fn answer(accepted: Accepted) -> HttpResponse {
+fn render(accepted: Accepted) -> HttpResponse {
     let mut response = HttpResponse::Accepted();
     response
         .content_type("application/json")

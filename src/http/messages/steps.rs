@@ -40,20 +40,38 @@ pub(in crate::http) async fn cancel(
     id: Path<MessageId>,
 ) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesWrite)?;
-    let parts = App::clone(&app);
+    let row = withdraw(&app, tenant, id.0, Way::Cancel).await?;
+    Ok(HttpResponse::Ok().json(Message::from(&row)))
+}
+
+/// How a message is withdrawn.
+#[derive(Clone, Copy)]
+enum Way {
+    Cancel,
+    Delete,
+}
+
+async fn withdraw(app: &App, tenant: TenantId, id: MessageId, way: Way) -> Result<MessageRow, Problem> {
+    let parts = app.clone();
     let withdrawn = app
         .detached(async move {
-            let now = parts.clock.now();
-            let chance = &parts.chance;
-            let done = parts.db.tenant(tenant, async |conn| withdraw::cancel(conn, chance, now, id.0).await).await;
+            let (now, chance) = (parts.clock.now(), &parts.chance);
+            let done = parts.db.tenant(tenant, async |conn| match way {
+                Way::Cancel => withdraw::cancel(conn, chance, now, id).await,
+                Way::Delete => withdraw::delete(conn, chance, now, id).await,
+            });
+            let done = done.await;
+            // The turn that it gave up is another's.
+            parts.wake.dispatch.notify_one();
             parts.wake.events.notify_one();
             done
         })
         .await??;
-    match withdrawn {
-        Withdrawn::Done(row) => Ok(HttpResponse::Ok().json(Message::from(&*row))),
-        Withdrawn::TooLate(row) => Err(too_late(&row, "cancelled")),
-        Withdrawn::NotFound => Err(Problem::not_found()),
+    match (withdrawn, way) {
+        (Withdrawn::Done(row), _) => Ok(*row),
+        (Withdrawn::TooLate(row), Way::Cancel) => Err(too_late(&row, "cancelled")),
+        (Withdrawn::TooLate(row), Way::Delete) => Err(too_late(&row, "deleted")),
+        (Withdrawn::NotFound, _) => Err(Problem::not_found()),
     }
 }
 
@@ -122,23 +140,10 @@ pub(in crate::http) async fn delete(
     let tenant = caller.tenant(Scope::MessagesWrite)?;
     if how.0.for_everyone == Some(true) {
         act(&app, tenant, id.0, Action::Revoke).await?;
-        return Ok(HttpResponse::NoContent().finish());
+    } else {
+        withdraw(&app, tenant, id.0, Way::Delete).await?;
     }
-    let parts = App::clone(&app);
-    let withdrawn = app
-        .detached(async move {
-            let now = parts.clock.now();
-            let chance = &parts.chance;
-            let done = parts.db.tenant(tenant, async |conn| withdraw::delete(conn, chance, now, id.0).await).await;
-            parts.wake.events.notify_one();
-            done
-        })
-        .await??;
-    match withdrawn {
-        Withdrawn::Done(_) => Ok(HttpResponse::NoContent().finish()),
-        Withdrawn::TooLate(row) => Err(too_late(&row, "deleted")),
-        Withdrawn::NotFound => Err(Problem::not_found()),
-    }
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// Which messages; each member as in the list's parameters, and what is absent does not narrow.

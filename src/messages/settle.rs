@@ -9,7 +9,7 @@ use crate::db::{DbError, Prepare, sql};
 use crate::domain::chance::Chance;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::status::Status;
-use crate::messages::changes::{self, Change};
+use crate::messages::changes;
 use crate::messages::row::{MessageRow, message_columns};
 
 /// Where a message waits.
@@ -62,7 +62,8 @@ SELECT ",
     " FROM changed m"
 );
 
-/// Gives those of `waiting` that still wait the final status `status`, and records it. Answers how many.
+/// Gives those of `waiting` that still wait the final status `status`, and records it. Answers them, in the order in
+/// which they were accepted.
 ///
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
@@ -73,9 +74,9 @@ pub async fn settle(
     waiting: &[Waiting],
     status: Status,
     cause: &str,
-) -> Result<usize, DbError> {
+) -> Result<Vec<MessageRow>, DbError> {
     if waiting.is_empty() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     let mut rows: Vec<MessageRow> = sql(SETTLE)
         .bind::<Array<SqlUuid>, _>(waiting.iter().map(|message| message.tenant_id).collect::<Vec<_>>())
@@ -86,24 +87,7 @@ pub async fn settle(
         .prepared()
         .load(conn)
         .await?;
-    // In the order in which they were accepted.
     rows.sort_by_key(|row| (row.created_at, row.id));
-    record(conn, chance, now, &rows, status, cause).await?;
-    Ok(rows.len())
-}
-
-/// Records that `rows` have taken the status `status`.
-pub(super) async fn record(
-    conn: &mut AsyncPgConnection,
-    chance: &Chance,
-    now: DateTime<Utc>,
-    rows: &[MessageRow],
-    status: Status,
-    cause: &str,
-) -> Result<(), DbError> {
-    let changes: Vec<Change<'_>> = rows
-        .iter()
-        .map(|message| Change { message, status, at: now, cause: cause.to_owned(), attempt: None })
-        .collect();
-    changes::record(conn, chance, &changes).await
+    changes::record_all(conn, chance, now, &rows, status, cause).await?;
+    Ok(rows)
 }
