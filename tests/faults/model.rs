@@ -1,7 +1,9 @@
 //! The state machine under any interleaving and repetition of what can happen to it, on the real statements: accepting, giving
-//! turns, claiming, reporting each outcome, acknowledgements of each level and before their time, workers that die, and time.
+//! turns, claiming, reporting each outcome, acknowledgements of each level and before their time, cancelling, expiring, retrying
+//! what failed, workers that die, and time.
 //!
-//! Whatever happens, every message ends in one final state, no step goes back, and the lanes' books are right.
+//! Whatever happens, every message ends in one final state, no step goes back unless the tenant asked for a retry, and the
+//! lanes' books are right.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,15 +15,16 @@ use serde_json::json;
 use switchboard::broker::envelope::OutboundRef;
 use switchboard::db::DbError;
 use switchboard::db::group_commit::BatchWriter as _;
-use switchboard::dispatch::lanes;
+use switchboard::dispatch::{lanes, sweep};
 use switchboard::domain::chance::Chance;
 use switchboard::domain::clock::Clock;
 use switchboard::domain::failure::FailureCode;
-use switchboard::domain::ids::{SessionId, TenantId};
+use switchboard::domain::ids::{MessageId, SessionId, TenantId};
 use switchboard::domain::recipient::ChatId;
 use switchboard::domain::status::{Ack, Status};
 use switchboard::ingest::acks::{self, AckEvent};
 use switchboard::messages::accept::Draft;
+use switchboard::messages::{retry, withdraw};
 use switchboard::sending::claim::{Claimed, Claims};
 use switchboard::sending::outcome::{Doubt, Outcome, Outcomes, Report};
 use tokio_postgres::Client;
@@ -36,6 +39,12 @@ const LEASE: TimeDelta = TimeDelta::seconds(30);
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Accept,
+    /// The same with a time after which it must not be sent: milliseconds from now.
+    AcceptUntil(u16),
+    /// The tenant takes a message back.
+    Cancel(usize),
+    /// The tenant has a failed message sent once more.
+    Retry(usize),
     /// The dispatcher looks at the lanes.
     Dispatch,
     /// A worker takes a turn that was given, now or long ago; the broker may deliver it twice.
@@ -44,7 +53,7 @@ enum Step {
     Report(usize, Proof),
     /// WAHA tells how far a message came.
     Ack(usize, i16),
-    /// Acks that came before their message knew its id are looked at.
+    /// Acks that came before their message knew its id are looked at, and what is too late to be sent expires.
     Sweep,
     /// Time passes: milliseconds.
     Wait(u16),
@@ -97,6 +106,9 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         3 => Just(Step::Accept),
+        1 => (1..2_000_u16).prop_map(Step::AcceptUntil),
+        1 => (0..6_usize).prop_map(Step::Cancel),
+        2 => (0..6_usize).prop_map(Step::Retry),
         5 => Just(Step::Dispatch),
         5 => (0..6_usize).prop_map(Step::Claim),
         5 => (0..6_usize, proof).prop_map(|(claim, proof)| Step::Report(claim, proof)),
@@ -153,14 +165,20 @@ impl Model {
         let app = &self.stand.app;
         let pick = |index: usize, length: usize| length.checked_sub(1).map(|last| last - index.min(last));
         match step {
-            Step::Accept => {
-                let chat = ChatId::parse("+15550101234").unwrap();
-                let draft =
-                    Draft { honours_message_id: case.honours, ..Draft::text(self.tenant, case.session, chat, "hi") };
-                let accepted = app.acceptor.accept(app, draft).await.unwrap();
-                let message: serde_json::Value = serde_json::from_slice(&accepted.json).unwrap();
-                let id = message["waha_message_id"].as_str().map_or_else(|| engine_id(accepted.id.0), str::to_owned);
-                case.messages.push((accepted.id.0, id));
+            Step::Accept => self.accept(case, None).await,
+            Step::AcceptUntil(millis) => self.accept(case, Some(TimeDelta::milliseconds(millis.into()))).await,
+            Step::Cancel(index) => {
+                let Some((id, _)) = pick(index, case.messages.len()).map(|at| &case.messages[at]) else { return };
+                let (now, chance, id) = (app.clock.now(), &self.chance, MessageId(*id));
+                app.db.tenant(self.tenant, async |conn| withdraw::cancel(conn, chance, now, id).await).await.unwrap();
+            }
+            Step::Retry(index) => {
+                let Some((id, _)) = pick(index, case.messages.len()).map(|at| &case.messages[at]) else { return };
+                let (now, chance, ids) = (app.clock.now(), &self.chance, [MessageId(*id)]);
+                app.db
+                    .tenant(self.tenant, async |conn| retry::retry_failed(conn, chance, now, &ids).await)
+                    .await
+                    .unwrap();
             }
             Step::Dispatch => {
                 let due = lanes::take_due(&app.db, app.clock.now(), LEASE, 100).await.unwrap();
@@ -182,10 +200,25 @@ impl Model {
             Step::Sweep => {
                 let (now, chance) = (app.clock.now(), self.chance.clone());
                 app.db.system(async move |conn| acks::sweep_early(conn, &chance, now).await).await.unwrap();
+                sweep::round(app).await.unwrap();
             }
             Step::Wait(millis) => app.clock.advance(Duration::from_millis(millis.into())),
             Step::Die => app.clock.advance(Duration::from_secs(600)),
         }
+    }
+
+    async fn accept(&self, case: &mut Case, lasts: Option<TimeDelta>) {
+        let app = &self.stand.app;
+        let chat = ChatId::parse("+15550101234").unwrap();
+        let draft = Draft {
+            honours_message_id: case.honours,
+            expires_at: lasts.map(|lasts| app.clock.now() + lasts),
+            ..Draft::text(self.tenant, case.session, chat, "hi")
+        };
+        let accepted = app.acceptor.accept(app, draft).await.unwrap();
+        let message: serde_json::Value = serde_json::from_slice(&accepted.json).unwrap();
+        let id = message["waha_message_id"].as_str().map_or_else(|| engine_id(accepted.id.0), str::to_owned);
+        case.messages.push((accepted.id.0, id));
     }
 
     async fn report(&self, claimed: &Claimed, proof: Proof) {
@@ -216,6 +249,7 @@ impl Model {
     async fn settle(&self, case: &mut Case) -> Result<(), TestCaseError> {
         for _ in 0..4 * case.messages.len() + 4 {
             self.take(case, Step::Die).await;
+            self.take(case, Step::Sweep).await;
             let before = case.turns.len();
             self.take(case, Step::Dispatch).await;
             for turn in case.turns.split_off(before) {
@@ -235,17 +269,19 @@ impl Model {
         Ok(())
     }
 
-    /// Ranks never fall, and one step leads to the next.
+    /// Ranks never fall but by a retry, which begins with what failed.
     async fn check(&self, case: &Case) -> Result<(), TestCaseError> {
-        let query = "SELECT t.message_id::text, t.status FROM message_transitions t
+        let query = "SELECT t.message_id::text, t.status, t.cause FROM message_transitions t
             JOIN messages m ON m.tenant_id = t.tenant_id AND m.id = t.message_id
             WHERE m.session_id = $1::text::uuid ORDER BY t.id";
         let mut last: HashMap<String, Status> = HashMap::new();
         for row in self.sql.query(query, &[&case.session.to_string()]).await.unwrap() {
-            let (message, status): (String, String) = (row.get(0), row.get(1));
+            let (message, status, cause): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let status: Status = status.parse().unwrap();
             if let Some(before) = last.insert(message.clone(), status) {
-                let forward = status.rank() > before.rank() || (status == Status::Sending && before == Status::Sending);
+                let retried = cause == retry::RETRIED && before == Status::Failed && status == Status::Queued;
+                let again = status == Status::Sending && before == Status::Sending;
+                let forward = status.rank() > before.rank() || again || retried;
                 prop_assert!(forward, "{message} went from {before} to {status}");
             }
         }
