@@ -188,10 +188,10 @@ impl Db {
                         .map_err(|_| diesel::ConnectionError::BadConnection("timed out".to_owned()))??;
                     conn.batch_execute(
                         // One plan for each statement of the engine: they take arrays of whatever length, and planning them anew
-                        // for each costs more than running them.
+                        // for each costs more than running them. Compiling them never pays.
                         "SET ROLE switchboard_system; SET application_name = 'switchboard'; SET statement_timeout = '30s'; \
                          SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; SET TimeZone = 'UTC'; \
-                         SET plan_cache_mode = 'force_generic_plan'",
+                         SET plan_cache_mode = 'force_generic_plan'; SET jit = off",
                     )
                     .await
                     .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
@@ -289,8 +289,15 @@ impl Db {
     async fn begin(&self, begin: &str) -> Result<Object<AsyncPgConnection>, DbError> {
         loop {
             let mut conn = self.pool.get().await.map_err(|fault| DbError::Unavailable(fault.to_string()))?;
-            let fresh = Object::metrics(&conn).recycle_count == 0;
-            match AnsiTransactionManager::begin_transaction_sql(&mut *conn, begin).await {
+            let used = Object::metrics(&conn).recycle_count;
+            let fresh = used == 0;
+            let begun = if plans_are_stale(used) {
+                let begin = begin.replacen("BEGIN", "BEGIN; DISCARD PLANS", 1);
+                AnsiTransactionManager::begin_transaction_sql(&mut *conn, &begin).await
+            } else {
+                AnsiTransactionManager::begin_transaction_sql(&mut *conn, begin).await
+            };
+            match begun {
                 Ok(()) => return Ok(conn),
                 Err(fault) => {
                     // A broken connection must not go back into the pool.
@@ -303,6 +310,13 @@ impl Db {
             }
         }
     }
+}
+
+/// Whether a connection that was `used` so often makes its plans anew. A plan is as good as the tables were large when it was
+/// made, and a young database grows a thousandfold in minutes; the server makes plans anew by itself only after it has analysed a
+/// table. With use the tables grow, so the times between grow with it, and the work of planning stays small.
+const fn plans_are_stale(used: usize) -> bool {
+    used >= 16 && used.is_power_of_two() && used.trailing_zeros().is_multiple_of(2)
 }
 
 async fn finish<R, E: From<DbError>>(conn: &mut AsyncPgConnection, result: Result<R, E>) -> Result<R, E> {
