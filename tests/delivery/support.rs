@@ -12,7 +12,7 @@ use diesel_async::RunQueryDsl;
 use secrecy::SecretString;
 use switchboard::app::App;
 use switchboard::config::Config;
-use switchboard::db::{DbError, migrate, sql};
+use switchboard::db::{DbError, sql};
 use switchboard::delivery::endpoints::{self, Endpoint, EndpointError, NewEndpoint};
 use switchboard::delivery::worker::Worker;
 use switchboard::domain::chance::Chance;
@@ -24,31 +24,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use crate::support::TestDb;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// May act for every tenant.
 pub const PLATFORM_KEY: &str = "a-platform-key-for-tests";
-
-/// Where databases are made; the role needs CREATEDB and CREATEROLE.
-fn server() -> String {
-    std::env::var("TEST_DATABASE_URL")
-        .unwrap_or_else(|_| "postgres://switchboard:switchboard@127.0.0.1:5432/postgres".to_owned())
-}
-
-async fn maintain(url: &str, statement: &str) {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
-    let connection = tokio::spawn(connection);
-    client.batch_execute(statement).await.unwrap();
-    drop(client);
-    connection.await.unwrap().unwrap();
-}
 
 /// A tenant on a node with a database of its own.
 #[derive(Clone)]
 pub struct World {
     pub app: App,
     pub tenant: TenantId,
-    url: String,
+    db: Arc<TestDb>,
 }
 
 /// Runs `test` in a world whose targets may be private, and takes the world down whatever happens.
@@ -57,17 +45,12 @@ pub async fn world<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(Wo
 }
 
 pub async fn world_with<F: Future<Output = ()> + Send + 'static>(private: bool, test: impl FnOnce(World) -> F) {
-    let name = format!("sbdel_{}", hex::encode(Chance::from_system().bytes::<8>()));
-    maintain(&server(), &format!("CREATE DATABASE {name}")).await;
-    let mut url = url::Url::parse(&server()).unwrap();
-    url.set_path(&name);
-    migrate::up(&SecretString::from(url.to_string())).await.unwrap();
+    let db = Arc::new(TestDb::create().await);
     let clock = Clock::manual(Clock::running().now());
-    let app = node(url.as_str(), private, clock);
-    let world = World { tenant: tenant(&app).await, app: app.clone(), url: url.to_string() };
+    let app = node(&db.url(), private, clock);
+    let world = World { tenant: tenant(&app).await, app: app.clone(), db };
     let outcome = tokio::spawn(test(world)).await;
     app.db.close();
-    maintain(&server(), &format!("DROP DATABASE {name} WITH (FORCE)")).await;
     if let Err(failure) = outcome {
         std::panic::resume_unwind(failure.into_panic());
     }
@@ -125,16 +108,16 @@ pub struct Tried {
 impl World {
     /// Another node on the same database and clock.
     pub fn another_node(&self) -> App {
-        node(&self.url, self.app.config.allow_private_targets, self.app.clock.clone())
+        node(&self.db.url(), self.app.config.allow_private_targets, self.app.clock.clone())
     }
 
     pub async fn another_tenant(&self) -> World {
-        World { tenant: tenant(&self.app).await, app: self.app.clone(), url: self.url.clone() }
+        World { tenant: tenant(&self.app).await, app: self.app.clone(), db: Arc::clone(&self.db) }
     }
 
     /// Runs a statement as the owner of the tables.
     pub async fn maintain(&self, statement: &str) {
-        maintain(&self.url, statement).await;
+        self.db.connect().await.batch_execute(statement).await.unwrap();
     }
 
     pub fn worker(&self) -> Worker {
