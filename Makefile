@@ -20,7 +20,8 @@ run: need-cargo ## Services, build, migrations, simulator and gateway with a dem
 	@vars="$$(deploy/services.sh)" && eval "$$vars" && cargo build $(LOCKED) && exec "$(OUT)/debug/switchboard" serve --dev $(ARGS)
 
 # The documentation's examples run first, so that the summary of the suite is what stands at the end.
-test: need-cargo ## The whole suite, against real services
+test: need-cargo ## The whole suite, against real services and in a real browser
+	@deploy/browser.sh || echo "test: without a browser the tests of the pairing page fail" >&2
 	@vars="$$(deploy/services.sh)" && eval "$$vars" && \
 	if command -v cargo-nextest >/dev/null 2>&1; then \
 		cargo test $(LOCKED) -q --doc && exec cargo nextest run $(LOCKED) $(ARGS); \

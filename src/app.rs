@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::broker::{Broker, BrokerConfig};
 use crate::config::{Config, MasterKey};
@@ -20,10 +20,17 @@ use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
 use crate::ingest::road::Road;
 use crate::ingest::spool::Spool;
+use crate::media::slots::Slots;
 use crate::media::{MediaRoom, RoomError};
 use crate::messages::accept::Acceptor;
 use crate::sessions::directory::Directory;
+use crate::sessions::pairing_link;
 use crate::waha::{Timeouts, WahaClient};
+
+/// Live streams of one tenant at once on a node, pairing pages included, and of all together.
+const STREAMS_PER_TENANT: usize = 64;
+/// See [`STREAMS_PER_TENANT`].
+const STREAMS: usize = 512;
 
 /// Everything that lives as long as the process; clones share it.
 #[derive(Clone, Debug)]
@@ -52,6 +59,10 @@ pub struct Parts {
     pub directory: Directory,
     /// Files to be sent.
     pub media: MediaRoom,
+    /// Links to the pairing page.
+    pub pairing_links: pairing_link::Links,
+    /// How many live streams there are at once.
+    pub streams: Slots,
     /// Accepts messages.
     pub acceptor: Acceptor,
     /// Puts WAHA's events on the road.
@@ -84,7 +95,7 @@ pub struct Wake {
 #[derive(Debug, Default)]
 pub struct Health {
     broker: AtomicU8,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
 }
 
 impl Health {
@@ -104,13 +115,19 @@ impl Health {
 
     /// Notes that this node is about to stop and wants no more requests.
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.send_replace(true);
     }
 
     /// Whether this node is about to stop.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        *self.draining.borrow()
+    }
+
+    /// Returns once this node is about to stop: answers without an end have to end then.
+    pub async fn drained(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _draining = self.draining.subscribe().wait_for(|draining| *draining).await.map(|draining| *draining);
     }
 }
 
@@ -147,8 +164,9 @@ impl App {
     /// [`StartError`].
     pub fn build(config: Config, clock: Clock, chance: Chance) -> Result<Self, StartError> {
         let key: &MasterKey = config.master_key.as_ref().ok_or(StartError::NoMasterKey)?;
-        let sealer = Sealer::new(key, chance.clone());
+        let sealer = Sealer::new(key, chance.clone()).with_previous(&config.previous_master_keys);
         let media = MediaRoom::open(&config, key)?;
+        let pairing_links = pairing_link::Links::new(key, &config.previous_master_keys, &config.public_url);
         let db = Db::open(&config.database)?;
         let generation = Generation::default();
         let wake = Arc::new(Wake::default());
@@ -175,6 +193,8 @@ impl App {
             spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),
             acceptor,
             media,
+            pairing_links,
+            streams: Slots::new(STREAMS_PER_TENANT, STREAMS),
             sealer,
             db,
             generation,

@@ -24,6 +24,7 @@
 // What a process holds, and which parts of the work it does.
 pub mod app;
 pub mod serve;
+pub mod sealed;
 
 // The way of a message.
 pub mod http;

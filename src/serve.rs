@@ -100,6 +100,7 @@ impl Node {
                 Role::Dispatch => {
                     node.roles.spawn(dispatch::run(app.clone(), stopped.clone()));
                     node.roles.spawn(sessions::reconcile::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(sessions::liveness::run(app.clone(), stopped.clone()));
                     node.roles.spawn(messages::pool_moves::run(app.clone(), stopped.clone()));
                 }
                 Role::Send => {

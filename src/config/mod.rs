@@ -3,6 +3,8 @@
 //! A setting comes from the environment, else from the file named by `SWITCHBOARD_CONFIG` (TOML, the same names in lower
 //! case without the `SWITCHBOARD_` prefix), else from its default. This is the only module that reads the environment.
 
+mod fleet;
+mod liveness;
 mod sending;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,8 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::fleet::Fleet;
+pub use self::liveness::Liveness;
 pub use self::sending::Sending;
 use crate::db::DbConfig;
 
@@ -27,7 +31,7 @@ pub struct Config {
     pub bind: SocketAddr,
     /// A port of its own for `/metrics`; `SWITCHBOARD_METRICS_BIND`, default none (served beside the API).
     pub metrics_bind: Option<SocketAddr>,
-    /// How WAHA servers reach this service; `SWITCHBOARD_PUBLIC_URL`, default `http://<bind>`.
+    /// How WAHA servers reach this service, and browsers the pairing page; `SWITCHBOARD_PUBLIC_URL`, default `http://<bind>`.
     pub public_url: Url,
     /// The database; `DATABASE_URL` and the `DATABASE_*` pool settings.
     pub database: DbConfig,
@@ -37,6 +41,8 @@ pub struct Config {
     pub broker_namespace: String,
     /// Seals WAHA keys and webhook secrets at rest; `SWITCHBOARD_MASTER_KEY`, 32 bytes in base64.
     pub master_key: Option<MasterKey>,
+    /// Further keys that open what was sealed under them; `SWITCHBOARD_MASTER_KEY_PREVIOUS`, separated by commas, default none.
+    pub previous_master_keys: Vec<MasterKey>,
     /// The key above tenants; `SWITCHBOARD_PLATFORM_KEY`, default none.
     pub platform_key: Option<SecretString>,
     /// Whether webhooks and media may point at private addresses; `SWITCHBOARD_ALLOW_PRIVATE_TARGETS`, default false.
@@ -51,6 +57,10 @@ pub struct Config {
     pub timings: Timings,
     /// How messages are handed over.
     pub sending: Sending,
+    /// How sessions are kept alive.
+    pub fleet: Fleet,
+    /// How sessions are watched over.
+    pub liveness: Liveness,
 }
 
 /// Where files are kept.
@@ -107,6 +117,16 @@ impl FromStr for MasterKey {
     }
 }
 
+/// Master keys, separated by commas.
+struct MasterKeys(Vec<MasterKey>);
+
+impl FromStr for MasterKeys {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// How long things may take.
 #[derive(Clone, Debug)]
 pub struct Timings {
@@ -143,7 +163,7 @@ impl Default for Timings {
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "DATABASE_URL",
     "DATABASE_MAX_CONNECTIONS",
     "DATABASE_MIN_CONNECTIONS",
@@ -156,6 +176,7 @@ const NAMES: [&str; 24] = [
     "SWITCHBOARD_PUBLIC_URL",
     "SWITCHBOARD_BROKER_NAMESPACE",
     "SWITCHBOARD_MASTER_KEY",
+    "SWITCHBOARD_MASTER_KEY_PREVIOUS",
     "SWITCHBOARD_PLATFORM_KEY",
     "SWITCHBOARD_ALLOW_PRIVATE_TARGETS",
     "SWITCHBOARD_MEDIA_URL",
@@ -207,6 +228,9 @@ impl Config {
             amqp_url: reader.required("AMQP_URL", "amqp://user:password@host:5672/%2f"),
             broker_namespace: reader.or("SWITCHBOARD_BROKER_NAMESPACE", "switchboard".to_owned()),
             master_key: reader.optional("SWITCHBOARD_MASTER_KEY"),
+            previous_master_keys: reader
+                .optional::<MasterKeys>("SWITCHBOARD_MASTER_KEY_PREVIOUS")
+                .map_or_else(Vec::new, |keys| keys.0),
             platform_key: reader.optional::<String>("SWITCHBOARD_PLATFORM_KEY").map(SecretString::from),
             allow_private_targets: reader.or("SWITCHBOARD_ALLOW_PRIVATE_TARGETS", false),
             media,
@@ -221,6 +245,8 @@ impl Config {
                 drain: reader.millis("SWITCHBOARD_DRAIN_MS", defaults.drain),
             },
             sending: Sending::read(&mut reader),
+            fleet: Fleet::read(&mut reader),
+            liveness: Liveness::read(&mut reader),
             public_url,
         };
         if config.database.max_connections < 2 {
@@ -237,7 +263,7 @@ impl Config {
 
 /// Every setting's name.
 fn names() -> impl Iterator<Item = &'static str> {
-    NAMES.into_iter().chain(Sending::NAMES)
+    NAMES.into_iter().chain(Sending::NAMES).chain(Fleet::NAMES).chain(Liveness::NAMES)
 }
 
 struct Reader {
@@ -349,14 +375,40 @@ mod tests {
         let faults = load(&[
             ("SWITCHBOARD_BIND", "nowhere"),
             ("SWITCHBOARD_MASTER_KEY", "short"),
+            ("SWITCHBOARD_MASTER_KEY_PREVIOUS", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=,short"),
             ("SWITCHBOARD_TYPO", "1"),
             ("DATABASE_URL", "no url"),
         ])
         .unwrap_err()
         .0;
-        for name in ["SWITCHBOARD_BIND", "SWITCHBOARD_MASTER_KEY", "SWITCHBOARD_TYPO", "DATABASE_URL", "AMQP_URL"] {
-            assert_eq!(faults.iter().filter(|fault| fault.starts_with(name)).count(), 1, "{name} in {faults:?}");
+        for name in [
+            "SWITCHBOARD_BIND",
+            "SWITCHBOARD_MASTER_KEY",
+            "SWITCHBOARD_MASTER_KEY_PREVIOUS",
+            "SWITCHBOARD_TYPO",
+            "DATABASE_URL",
+            "AMQP_URL",
+        ] {
+            let of_it = |fault: &&String| fault.starts_with(&format!("{name}:"));
+            assert_eq!(faults.iter().filter(of_it).count(), 1, "{name} in {faults:?}");
         }
+    }
+
+    #[test]
+    fn older_master_keys_are_a_list() {
+        let keys = |text: &str| {
+            let settings = [
+                ("DATABASE_URL", "postgres://localhost/db"),
+                ("AMQP_URL", "amqp://localhost"),
+                ("SWITCHBOARD_MASTER_KEY_PREVIOUS", text),
+            ];
+            let keys = load(&settings).unwrap().previous_master_keys;
+            keys.iter().map(|key| key.0[0]).collect::<Vec<_>>()
+        };
+        assert!(keys("").is_empty());
+        let (zeros, ones) = (STANDARD.encode([0; 32]), STANDARD.encode([1; 32]));
+        assert_eq!(keys(&ones), [1]);
+        assert_eq!(keys(&format!("{ones}, {zeros}")), [1, 0]);
     }
 
     #[test]

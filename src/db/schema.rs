@@ -250,6 +250,19 @@ diesel::table! {
 }
 
 diesel::table! {
+    operator_alarms (id) {
+        id -> Uuid,
+        kind -> Text,
+        engine -> Nullable<Text>,
+        since -> Timestamptz,
+        ended_at -> Nullable<Timestamptz>,
+        details -> Jsonb,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     platform_keys (id) {
         id -> Uuid,
         #[max_length = 100]
@@ -298,6 +311,49 @@ diesel::table! {
 }
 
 diesel::table! {
+    session_transitions (session_id, id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        id -> Int8,
+        at -> Timestamptz,
+        status -> Text,
+        waha_status -> Text,
+        #[max_length = 200]
+        cause -> Varchar,
+        #[max_length = 100]
+        actor -> Varchar,
+    }
+}
+
+diesel::table! {
+    session_vitals (tenant_id, session_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        last_inbound_at -> Nullable<Timestamptz>,
+        last_ack_at -> Nullable<Timestamptz>,
+        last_call_at -> Nullable<Timestamptz>,
+        failed_calls -> Int4,
+        first_sign_at -> Nullable<Timestamptz>,
+        signs -> Int4,
+        longest_gap_s -> Double,
+        seen -> Text,
+        watched_since -> Nullable<Timestamptz>,
+        worked_until -> Nullable<Timestamptz>,
+        failed_at -> Nullable<Timestamptz>,
+        alarm_id -> Nullable<Uuid>,
+        verdict -> Text,
+        verdict_since -> Timestamptz,
+        evidence -> Jsonb,
+        probe_at -> Nullable<Timestamptz>,
+        probed_at -> Nullable<Timestamptz>,
+        failed_probes -> Int4,
+        reported_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     spool (id) {
         id -> Int8,
         tenant_id -> Uuid,
@@ -321,6 +377,7 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+        max_sessions -> Nullable<Int4>,
     }
 }
 
@@ -369,6 +426,12 @@ diesel::table! {
         breaker_open_until -> Nullable<Timestamptz>,
         breaker_failures -> Int4,
         breaker_trial_at -> Nullable<Timestamptz>,
+        labels -> Array<Text>,
+        #[max_length = 100]
+        storage_group -> Nullable<Varchar>,
+        limitations -> Array<Text>,
+        reported_engine -> Nullable<Text>,
+        unreachable_since -> Nullable<Timestamptz>,
     }
 }
 
@@ -409,6 +472,30 @@ diesel::table! {
         restriction_kind -> Nullable<Text>,
         restriction_since -> Nullable<Timestamptz>,
         restriction_until -> Nullable<Timestamptz>,
+        waha_status -> Text,
+        waha_status_since -> Timestamptz,
+        observations -> Int8,
+        outage_shown_at -> Nullable<Timestamptz>,
+        starting_since -> Nullable<Timestamptz>,
+        start_queued_at -> Nullable<Timestamptz>,
+        pairing -> Bool,
+        paired_at -> Nullable<Timestamptz>,
+        restarts -> Array<Timestamptz>,
+        failure_restarted -> Bool,
+        logout_wanted_at -> Nullable<Timestamptz>,
+        restart_by_tenant -> Bool,
+        removed_at -> Nullable<Timestamptz>,
+        move_to -> Nullable<Uuid>,
+        move_began_at -> Nullable<Timestamptz>,
+        needs_rescan -> Bool,
+        labels -> Array<Text>,
+        proxy -> Nullable<Jsonb>,
+        proxy_sealed -> Nullable<Bytea>,
+        pairing_step -> Nullable<Text>,
+        qr_reported_at -> Nullable<Timestamptz>,
+        working_from -> Nullable<Timestamptz>,
+        pairing_asks -> Int2,
+        pairing_asks_since -> Nullable<Timestamptz>,
     }
 }
 
@@ -471,7 +558,6 @@ diesel::joinable!(number_checks -> tenants (tenant_id));
 diesel::joinable!(sender_pools -> tenants (tenant_id));
 diesel::joinable!(users -> tenants (tenant_id));
 diesel::joinable!(waha_sessions -> tenants (tenant_id));
-diesel::joinable!(waha_sessions -> waha_servers (waha_server_id));
 diesel::joinable!(webhook_endpoints -> tenants (tenant_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
@@ -489,10 +575,13 @@ diesel::allow_tables_to_appear_in_same_query!(
     message_transitions,
     messages,
     number_checks,
+    operator_alarms,
     platform_keys,
     sender_pool_recipients,
     sender_pool_sessions,
     sender_pools,
+    session_transitions,
+    session_vitals,
     spool,
     tenants,
     users,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::sign::SigningSecret;
 use crate::domain::chance::Chance;
 use crate::domain::ids::EndpointId;
+use crate::identity::rotate::{SealedColumn, sealed_column};
 use crate::identity::seal::Sealer;
 
 /// How long a replaced secret signs along.
@@ -39,8 +40,12 @@ struct Stored {
     not_after: Option<DateTime<Utc>>,
 }
 
+/// Where they are kept.
+pub(super) const SECRETS: SealedColumn =
+    sealed_column!("webhook_endpoints", "secret_sealed", "webhook_endpoints.secret");
+
 fn purpose(endpoint: EndpointId) -> String {
-    format!("webhook_endpoints.secret:{endpoint}")
+    SECRETS.purpose_at(&endpoint.to_string())
 }
 
 impl Keyring {

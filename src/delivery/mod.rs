@@ -20,7 +20,11 @@ pub mod schedule;
 pub mod sign;
 pub mod worker;
 
+use crate::identity::rotate::SealedColumn;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
+
+/// The secrets that sign webhooks, sealed.
+pub const SEALED_SECRETS: SealedColumn = keyring::SECRETS;
 
 /// Tells the metrics' recorder what the metrics of events and webhooks mean.
 pub fn describe_metrics() {

@@ -80,4 +80,6 @@ ids! {
     MediaId;
     /// A named set of sessions to send by.
     SenderPoolId;
+    /// Something that an operator has to know of.
+    AlarmId;
 }

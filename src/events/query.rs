@@ -150,6 +150,35 @@ pub async fn list(
     Ok(Some(events))
 }
 
+/// The place that `after` names, or without it the end of the log: before every event that cannot be read yet. `None` when
+/// `after` names an event that the tenant does not have.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn place(conn: &mut TenantConn, after: Option<After>) -> Result<Option<Position>, DbError> {
+    match after {
+        Some(After::Position(position)) => Ok(Some(position)),
+        Some(After::Event(id)) => position_of(conn, id).await,
+        Some(After::Time(at)) => {
+            let first = list(conn, After::Time(at), &[], 1).await?.unwrap_or_default().into_iter().next();
+            match first {
+                Some(event) => Ok(Some(Position { seq: event.position.seq.saturating_sub(1), ..event.position })),
+                None => end(conn).await.map(Some),
+            }
+        }
+        None => end(conn).await.map(Some),
+    }
+}
+
+/// The end of the log: behind every event that can be read now, before every one that cannot be read yet.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn end(conn: &mut TenantConn) -> Result<Position, DbError> {
+    let text = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS xact, 9223372036854775807 AS seq";
+    Ok(sql(text).prepared().get_result(&mut **conn).await?)
+}
+
 /// The place of the event `id`.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! The types of events, and the patterns that select them.
 
 /// Every type of event, in the order of the documentation.
-pub const TYPES: [&str; 17] = [
+pub const TYPES: [&str; 19] = [
     "message.received",
     "message.queued",
     "message.sent",
@@ -15,6 +15,8 @@ pub const TYPES: [&str; 17] = [
     "message.revoked",
     "message.reaction",
     "session.status",
+    "session.unhealthy",
+    "session.healthy",
     "session.restricted",
     "session.qr",
     ENDPOINT_DISABLED,

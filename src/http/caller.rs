@@ -8,6 +8,7 @@ use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use super::no_route;
@@ -28,6 +29,17 @@ pub enum Actor {
     ApiKey(ApiKeyId),
     /// A platform key; `None` for the configured one.
     PlatformKey(Option<Uuid>),
+}
+
+impl std::fmt::Display for Actor {
+    /// As histories name it: `api_key:<id>`, `platform_key:<id>` or `platform`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ApiKey(id) => write!(f, "api_key:{id}"),
+            Self::PlatformKey(Some(id)) => write!(f, "platform_key:{id}"),
+            Self::PlatformKey(None) => f.write_str("platform"),
+        }
+    }
 }
 
 /// The authenticated caller of a request.
@@ -135,6 +147,26 @@ fn credential(request: &HttpRequest) -> Option<&str> {
         return scheme.eq_ignore_ascii_case("bearer").then(|| key.trim());
     }
     headers.get("x-api-key")?.to_str().ok().map(str::trim)
+}
+
+/// What a request showed, for answers that last: they end when it is no longer valid.
+pub(super) struct Credential(SecretString);
+
+impl Credential {
+    /// The credential of `request`.
+    pub(super) fn of(request: &HttpRequest) -> Option<Self> {
+        credential(request).map(|key| Self(SecretString::from(key)))
+    }
+
+    /// Whether it still opens the doors. One that cannot be looked up for the moment is believed.
+    pub(super) async fn is_valid(&self, app: &App) -> bool {
+        let (key, now) = (self.0.expose_secret(), app.clock.now());
+        let answer = match app.keys.check(key, now) {
+            Some(answer) => answer,
+            None => app.keys.look_up(&app.db, key, now).await,
+        };
+        matches!(answer, Ok(_) | Err(KeyError::Database(_)))
+    }
 }
 
 async fn caller(request: &HttpRequest) -> Result<Caller, Problem> {

@@ -103,11 +103,11 @@ async fn list(app: web::Data<App>, caller: Caller, params: Query<EventParams>) -
     Ok(HttpResponse::Ok().content_type("application/json").body(page(&events, limit)))
 }
 
-fn unknown_place(rule: &str) -> Problem {
+pub(super) fn unknown_place(rule: &str) -> Problem {
     Problem::invalid("after", "invalid_value", rule)
 }
 
-fn patterns(list: Option<&str>) -> Result<Vec<String>, Problem> {
+pub(super) fn patterns(list: Option<&str>) -> Result<Vec<String>, Problem> {
     let Some(list) = list else { return Ok(Vec::new()) };
     let patterns: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
     if patterns.iter().all(|pattern| types::is_pattern(pattern)) {

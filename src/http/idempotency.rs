@@ -19,6 +19,7 @@ use super::problem::{Code, Problem};
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, TenantConn, Work, sql};
 use crate::domain::ids::TenantId;
+use crate::identity::rotate::SealedColumn;
 
 /// How long an answer is kept, in hours.
 const KEEP_HOURS: i64 = 24;
@@ -146,8 +147,24 @@ struct Kept {
     expires_at: DateTime<Utc>,
 }
 
+/// Answers that show a secret. An answer is kept for a day, but within it another master key must not make it unreadable.
+pub const SEALED_ANSWERS: SealedColumn = SealedColumn {
+    name: "idempotency_keys.response",
+    purpose: "idempotency_keys",
+    stale: "SELECT concat_ws(':', tenant_id, operation, key) AS place, response AS sealed FROM idempotency_keys \
+            WHERE sealed AND substring(response FROM 1 FOR octet_length($1::bytea)) <> $1 \
+              AND concat_ws(':', tenant_id, operation, key) <> ALL($2) LIMIT $3",
+    replace: "WITH locked AS ( \
+                  SELECT t.tenant_id, t.operation, t.key, n.new FROM unnest($1, $2, $3) AS n (place, old, new) \
+                  JOIN idempotency_keys t ON concat_ws(':', t.tenant_id, t.operation, t.key) = n.place \
+                  WHERE t.sealed AND t.response = n.old \
+                  ORDER BY t.tenant_id, t.operation, t.key FOR NO KEY UPDATE OF t) \
+              UPDATE idempotency_keys t SET response = l.new FROM locked l \
+              WHERE t.tenant_id = l.tenant_id AND t.operation = l.operation AND t.key = l.key",
+};
+
 fn purpose(scope: Uuid, once: &Once, key: &str) -> String {
-    format!("idempotency_keys:{scope}:{}:{key}", once.operation)
+    SEALED_ANSWERS.purpose_at(&format!("{scope}:{}:{key}", once.operation))
 }
 
 /// Takes the key for this transaction; answers the first answer, if there was one.

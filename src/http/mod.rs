@@ -4,13 +4,15 @@
 //! extractors of this module ([`Caller`], [`Body`], [`Path`], [`Query`], [`Page`], …) and answer `Result<_, Problem>`. Workers
 //! of actix have runtimes of their own, so whatever touches the database or the network runs through [`App::detached`].
 //!
-//! Guarantee: every answer has a request id; every error, of whatever origin, is a problem document; nothing below `/v1` is
-//! reached without valid credentials.
+//! Guarantee: every answer has a request id; every error, of whatever origin, is a problem document (the pages for people
+//! excepted); nothing below `/v1` is reached without valid credentials.
 
+mod alarms;
 mod api_keys;
 mod body;
 mod caller;
 mod contacts;
+mod event_stream;
 mod events;
 mod hooks;
 mod media;
@@ -20,13 +22,16 @@ mod observe;
 pub mod openapi;
 mod operations;
 mod own_tenant;
+mod pairing;
 mod params;
 pub mod problem;
+mod proxies;
 mod rules;
 mod sender_pools;
 mod session_control;
 mod session_queue;
 mod sessions;
+mod sse;
 mod tenants;
 mod waha_servers;
 mod webhook_endpoints;
@@ -152,7 +157,10 @@ fn running(address: SocketAddr, server: Server) -> Running {
 
 /// Every route of the API.
 fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
-    cfg.configure(operations::routes).configure(hooks::routes).configure(media::link_routes);
+    cfg.configure(operations::routes)
+        .configure(hooks::routes)
+        .configure(media::link_routes)
+        .configure(pairing::page_routes);
     if with_metrics {
         cfg.configure(operations::metrics_route);
     }
@@ -164,12 +172,15 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .configure(sessions::routes)
             .configure(sender_pools::routes)
             .configure(session_control::routes)
+            .configure(pairing::routes)
             .configure(session_queue::routes)
             .configure(contacts::routes)
             .configure(webhook_endpoints::routes)
+            .configure(event_stream::routes)
             .configure(events::routes)
             .configure(tenants::routes)
             .configure(waha_servers::routes)
+            .configure(alarms::routes)
             .configure(api_keys::routes)
             .configure(own_tenant::routes),
     );

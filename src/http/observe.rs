@@ -105,8 +105,10 @@ fn fresh_id(request: &ServiceRequest) -> String {
 /// Gives `response` its request id, and a problem body if it is an error that does not explain itself.
 fn finish(response: ServiceResponse<BoxBody>, id: &str) -> ServiceResponse<BoxBody> {
     let status = response.status();
-    let described =
-        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/"));
+    // A page for people explains itself, too.
+    let described = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| {
+        [&b"application/"[..], b"text/html"].iter().any(|known| kind.as_bytes().starts_with(known))
+    });
     let problem = match response.response().error() {
         Some(error) => Some(Problem::of_error(error)),
         None if (status.is_client_error() || status.is_server_error()) && !described => {

@@ -28,6 +28,7 @@ use crate::domain::failure::FailureCode;
         (name = "Tenants", description = "All tenants; needs a platform key"),
         (name = "Sender pools", description = "Named sets of sessions to send by"),
         (name = "WAHA servers", description = "The servers that hold WhatsApp sessions; needs a platform key"),
+        (name = "Alarms", description = "What an operator has to know of; needs a platform key"),
         (name = "From WAHA", description = "What WAHA servers post"),
         (name = "Operations", description = "Health, metrics and this document; no credentials"),
     ),
@@ -44,15 +45,18 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         super::sessions::openapi(),
         super::sender_pools::openapi(),
         super::session_control::openapi(),
+        super::pairing::openapi(),
         super::session_queue::openapi(),
         super::contacts::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
+        super::event_stream::openapi(),
         super::hooks::openapi(),
         super::own_tenant::openapi(),
         super::api_keys::openapi(),
         super::tenants::openapi(),
         super::waha_servers::openapi(),
+        super::alarms::openapi(),
         super::operations::openapi(),
     ]
 }
@@ -190,7 +194,7 @@ fn text_header(description: &str) -> Value {
 }
 
 /// Every event a webhook endpoint can receive: its type, what it says, and what `data` is.
-const EVENTS: [(&str, &str, &str); 16] = [
+const EVENTS: [(&str, &str, &str); 19] = [
     ("message.received", "A message came in", "message"),
     ("message.queued", "A message was accepted and waits for its turn", "message"),
     ("message.sent", "WhatsApp's server has the message", "message"),
@@ -204,7 +208,22 @@ const EVENTS: [(&str, &str, &str); 16] = [
     ("message.revoked", "The message was revoked on WhatsApp", "message"),
     ("message.reaction", "Somebody reacted to the message", "message"),
     ("session.status", "A session's status changed", "session"),
-    ("session.qr", "A session waits to be paired; read its QR code", "session"),
+    (
+        "session.restricted",
+        "WhatsApp does not let a session write to people who never wrote to it; `restriction` says until when",
+        "session",
+    ),
+    (
+        "session.unhealthy",
+        "A session says it works and is dead, and a restart did not help; `health` says why",
+        "session",
+    ),
+    ("session.healthy", "A session that was reported as unhealthy works again", "session"),
+    (
+        "session.qr",
+        "A session shows another QR code; `GET /v1/sessions/{id}/qr` has it. `qr` says which one; what it says is a credential and is not in the event",
+        "session",
+    ),
     ("endpoint.disabled", "An endpoint failed for days and gets no more events", "endpoint"),
     ("test.ping", "Sent on request, to try an endpoint", "ping"),
 ];
@@ -271,10 +290,17 @@ fn sample(kind: &str, data: &str) -> Value {
             "body": "Your table is ready",
             "created_at": "2026-11-21T09:29:58Z",
         }),
+        "session" if status == "qr" => json!({
+            "id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "name": "front desk",
+            "status": "scan_qr",
+            "pairing": { "step": "qr", "rotation": 1, "of": 6, "expires_at": "2026-11-21T09:31:00Z" },
+            "qr": { "rotation": 1, "of": 6, "expires_at": "2026-11-21T09:31:00Z" },
+        }),
         "session" => json!({
             "id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
             "name": "front desk",
-            "status": if status == "qr" { "scan_qr" } else { "working" },
+            "status": "working",
         }),
         "endpoint" => json!({
             "id": "01994f3e-1111-7cc3-98d5-8f1c1f0a2b3f",

@@ -55,7 +55,7 @@ async fn get(app: web::Data<App>, caller: Caller) -> Result<HttpResponse, Proble
 
 /// Change the own tenant
 ///
-/// Description and settings; needs the scope `*`. The name is changed from above.
+/// Description and settings; needs the scope `*`. Name and `max_sessions` are changed from above.
 #[utoipa::path(patch, path = "/v1/tenant", tag = "Tenant", operation_id = "update_own_tenant", params(IfMatchHeader),
     request_body = OwnTenantPatch, responses((status = 200, description = "The tenant as it is now", body = Tenant)))]
 async fn patch(

@@ -49,6 +49,23 @@ impl Rules {
         }
     }
 
+    /// At most 20 labels of 1 to 50 characters each. Answers them in order and without repeats.
+    pub fn labels(&mut self, field: &str, mut labels: Vec<String>) -> Vec<String> {
+        const MOST: usize = 20;
+        if labels.len() > MOST {
+            self.broken(field, "too_long", format!("must have at most {MOST} labels"));
+        }
+        let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'-');
+        let fits = |label: &String| (1..=50).contains(&label.len()) && label.bytes().all(allowed);
+        if let Some(wrong) = labels.iter().position(|label| !fits(label)) {
+            let rule = "must have 1 to 50 characters out of a-z, 0-9, _ . : and -";
+            self.broken(&format!("{field}[{wrong}]"), "invalid_value", rule);
+        }
+        labels.sort_unstable();
+        labels.dedup();
+        labels
+    }
+
     /// A JSON object of at most `most` bytes.
     pub fn object(&mut self, field: &str, json: &Value, most: usize) {
         if !json.is_object() {

@@ -1,33 +1,34 @@
-//! `/v1/sessions/{id}/…`: starting and stopping, pausing and resuming, and the QR code.
+//! `/v1/sessions/{id}/…`: starting and stopping, pausing and resuming, and the history.
 
-use actix_web::http::header::{self, Accept, Header};
+use actix_web::HttpResponse;
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
+use uuid::Uuid;
 
-use super::{Caller, Code, MaybeBody, Path, Problem, ProblemBody, Rules, versioned};
+use super::{Caller, Cursor, MaybeBody, Page, PageParams, Path, Problem, Rules, versioned};
 use crate::app::App;
+use crate::db::{DbError, TenantConn};
 use crate::domain::ids::{SessionId, TenantId};
 use crate::identity::scope::Scope;
 use crate::sessions::change;
-use crate::sessions::qr::{self, QrError};
-use crate::sessions::queries::{self, Desired};
+use crate::sessions::queries::{self, Wish};
+use crate::sessions::timeline::{self, Entry};
 use crate::sessions::view::Session;
-use crate::waha::CallError;
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
-    cfg.service(web::resource("/sessions/{id}/qr").route(web::get().to(show_qr)))
-        .service(web::resource("/sessions/{id}/start").route(web::post().to(start)))
+    cfg.service(web::resource("/sessions/{id}/start").route(web::post().to(start)))
         .service(web::resource("/sessions/{id}/stop").route(web::post().to(stop)))
+        .service(web::resource("/sessions/{id}/restart").route(web::post().to(restart)))
+        .service(web::resource("/sessions/{id}/logout").route(web::post().to(logout)))
+        .service(web::resource("/sessions/{id}/timeline").route(web::get().to(timeline)))
         .service(web::resource("/sessions/{id}/pause").route(web::post().to(pause)))
         .service(web::resource("/sessions/{id}/resume").route(web::post().to(resume)));
 }
 
 #[derive(OpenApi)]
-#[openapi(paths(start, stop, pause, resume, show_qr))]
+#[openapi(paths(start, stop, restart, logout, timeline, pause, resume))]
 struct Api;
 
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
@@ -36,12 +37,13 @@ pub(super) fn openapi() -> utoipa::openapi::OpenApi {
 
 /// Start a session
 ///
-/// The answer says that it is wanted; the session follows in the background. One that runs already is left alone.
+/// The answer says that it is wanted; the session follows in the background. One that runs already is left alone; one that
+/// has failed begins anew, which shows QR codes if it is not paired any more.
 #[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "Sessions", operation_id = "start_session",
     params(("id" = SessionId, Path, description = "The session")),
     responses((status = 202, description = "It will be started", body = Session<'_>)))]
 async fn start(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
-    want(&app, &caller, id.0, Desired::Started).await
+    want(&app, &caller, id.0, Wish::Start).await
 }
 
 /// Stop a session
@@ -52,21 +54,110 @@ async fn start(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Resu
     params(("id" = SessionId, Path, description = "The session")),
     responses((status = 202, description = "It will be stopped", body = Session<'_>)))]
 async fn stop(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
-    want(&app, &caller, id.0, Desired::Stopped).await
+    want(&app, &caller, id.0, Wish::Stop).await
 }
 
-async fn want(app: &App, caller: &Caller, id: SessionId, desired: Desired) -> Result<HttpResponse, Problem> {
+/// Restart a session
+///
+/// The answer says that it is wanted; the session follows in the background, within two minutes of its pairing only when these
+/// are over, as a restart could lose it. Its pairing is kept, and what waits in its queue leaves once it works again.
+#[utoipa::path(post, path = "/v1/sessions/{id}/restart", tag = "Sessions", operation_id = "restart_session",
+    params(("id" = SessionId, Path, description = "The session")),
+    responses((status = 202, description = "It will be restarted", body = Session<'_>)))]
+async fn restart(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
+    want(&app, &caller, id.0, Wish::Restart).await
+}
+
+/// Log a session out
+///
+/// It is unlinked from the phone, in the background. One that should run then shows QR codes, to be paired with the same phone
+/// or another one; what waits in its queue leaves once it works again.
+#[utoipa::path(post, path = "/v1/sessions/{id}/logout", tag = "Sessions", operation_id = "logout_session",
+    params(("id" = SessionId, Path, description = "The session")),
+    responses((status = 202, description = "It will be unlinked", body = Session<'_>)))]
+async fn logout(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
+    want(&app, &caller, id.0, Wish::Logout).await
+}
+
+async fn want(app: &App, caller: &Caller, id: SessionId, wish: Wish) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::SessionsWrite)?;
-    let (parts, now) = (app.clone(), app.clock.now());
+    let (parts, now, actor) = (app.clone(), app.clock.now(), caller.actor().to_string());
     let row = app
         .detached(async move {
-            let row = parts.db.tenant(tenant, async move |conn| queries::want(conn, id, desired, now).await).await?;
+            let wanted = async |conn: &mut TenantConn| queries::want(conn, id, wish, &actor, now).await;
+            let row = parts.db.tenant(tenant, wanted).await?;
             parts.wake.sessions.notify_one();
             Ok::<_, Problem>(row)
         })
         .await??
         .ok_or_else(Problem::not_found)?;
     Ok(HttpResponse::Accepted().json(Session::from(&row)))
+}
+
+/// Something that happened to a session.
+#[derive(Serialize, ToSchema)]
+struct TimelineEntry {
+    /// When.
+    at: DateTime<Utc>,
+    /// The session's `status` from then on.
+    #[schema(example = "working")]
+    status: String,
+    /// The status that WAHA reported, which `status` follows only when an outage lasts for more than 30 s.
+    #[schema(example = "starting")]
+    waha_status: String,
+    /// Why, for people.
+    #[schema(example = "reported by WAHA")]
+    cause: String,
+    /// Who caused it: `waha`, `gateway`, `platform`, `platform_key:<id>` or `api_key:<id>`.
+    #[schema(example = "waha")]
+    actor: String,
+}
+
+/// A page of a session's history.
+#[derive(Serialize, ToSchema)]
+struct Timeline {
+    /// What happened, newest first.
+    data: Vec<TimelineEntry>,
+    /// Hand it in as `cursor` for the next page; null on the last one.
+    #[schema(required)]
+    next_cursor: Option<String>,
+}
+
+/// Show what happened to a session
+///
+/// Every change of its status and everything that was asked for, with cause and actor, newest first. Changes that were over
+/// within 30 s and so never showed are among them.
+#[utoipa::path(get, path = "/v1/sessions/{id}/timeline", tag = "Sessions", operation_id = "get_session_timeline",
+    params(("id" = SessionId, Path, description = "The session"), PageParams),
+    responses((status = 200, description = "A page of its history", body = Timeline)))]
+async fn timeline(
+    app: web::Data<App>,
+    caller: Caller,
+    id: Path<SessionId>,
+    page: Page,
+) -> Result<HttpResponse, Problem> {
+    let tenant = caller.tenant(Scope::SessionsRead)?;
+    let (id, parts) = (id.0, App::clone(&app));
+    let rows = app
+        .detached(async move {
+            let before = page.after.and_then(|after| i64::try_from(after.id.as_u128()).ok());
+            let listed = async |conn: &mut TenantConn| match queries::find(conn, id).await? {
+                Some(_) => timeline::list(conn, id, before, page.fetch()).await.map(Some),
+                None => Ok::<_, DbError>(None),
+            };
+            parts.db.tenant(tenant, listed).await
+        })
+        .await??
+        .ok_or_else(Problem::not_found)?;
+    // The history is ordered by its own numbers.
+    let place = |row: &Entry| Cursor { at: row.at, id: Uuid::from_u128(u128::from(row.id.unsigned_abs())) };
+    let rows = page.answer(rows, place);
+    let entry = |row: Entry| {
+        let Entry { at, status, waha_status, cause, actor, .. } = row;
+        TimelineEntry { at, status, waha_status, cause, actor }
+    };
+    let data = rows.data.into_iter().map(entry).collect();
+    Ok(HttpResponse::Ok().json(Timeline { data, next_cursor: rows.next_cursor }))
 }
 
 /// Why sending is paused.
@@ -133,94 +224,4 @@ async fn set_paused(
         .await??
         .ok_or_else(Problem::not_found)?;
     Ok(versioned(&Session::from(&row), row.version))
-}
-
-/// A QR code to scan with the phone.
-#[derive(ToSchema)]
-#[schema(as = QrCode, example = json!({"value": "2@…", "expires_at": "2026-11-21T09:30:20Z"}))]
-#[expect(dead_code, reason = "describes the answer")]
-struct QrCode {
-    /// What the picture says. A credential: show it, keep it nowhere.
-    value: String,
-    /// When the next code replaces it.
-    expires_at: DateTime<Utc>,
-}
-
-/// What is sent of a code.
-#[derive(Serialize)]
-struct QrAnswer<'a> {
-    #[serde(serialize_with = "exposed")]
-    value: &'a SecretString,
-    expires_at: DateTime<Utc>,
-}
-
-fn exposed<S: serde::Serializer>(value: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(value.expose_secret())
-}
-
-/// Show the QR code
-///
-/// The code to scan right now, as text or, with `Accept: image/png`, as a picture. WhatsApp replaces it every 20 to 60
-/// seconds: fetch it again when it expires. 409 unless the session is `scan_qr`.
-#[utoipa::path(get, path = "/v1/sessions/{id}/qr", tag = "Sessions", operation_id = "get_session_qr",
-    params(("id" = SessionId, Path, description = "The session")),
-    responses(
-        (status = 200, description = "The code", content(
-            (QrCode = "application/json", example = json!({"value": "2@…", "expires_at": "2026-11-21T09:30:20Z"})),
-            (String = "image/png"))),
-        (status = 409, description = "The session is not scan_qr", body = ProblemBody<'_>, content_type = "application/problem+json")))]
-async fn show_qr(
-    app: web::Data<App>,
-    caller: Caller,
-    id: Path<SessionId>,
-    request: HttpRequest,
-) -> Result<HttpResponse, Problem> {
-    let tenant = caller.tenant(Scope::SessionsRead)?;
-    let parts = App::clone(&app);
-    let code = app.detached(async move { qr::qr(&parts, tenant, id.0).await }).await??;
-    let mut response = HttpResponse::Ok();
-    response.insert_header((header::CACHE_CONTROL, "no-store")).insert_header((header::VARY, "Accept"));
-    if wants_picture(&request) {
-        return Ok(response.content_type("image/png").body(code.png()?));
-    }
-    Ok(response.json(QrAnswer { value: &code.value, expires_at: code.expires_at }))
-}
-
-/// Whether the caller would rather have a picture than JSON.
-fn wants_picture(request: &HttpRequest) -> bool {
-    let Ok(accept) = Accept::parse(request) else { return false };
-    accept
-        .ranked()
-        .iter()
-        .find_map(|mime| match (mime.type_().as_str(), mime.subtype().as_str()) {
-            ("image", "png" | "*") => Some(true),
-            ("application", "json" | "*") | ("*", "*") => Some(false),
-            _ => None,
-        })
-        .unwrap_or(false)
-}
-
-impl From<QrError> for Problem {
-    fn from(fault: QrError) -> Self {
-        match fault {
-            QrError::NotFound => Self::not_found(),
-            QrError::NotScanning(status) => {
-                Self::conflict(format!("The session is {status}; there is a QR code only while it is scan_qr"))
-            }
-            QrError::Unavailable(CallError::Unauthorized | CallError::Rule(_) | CallError::Unsupported(_)) => {
-                tracing::error!(%fault, "a QR code was refused");
-                Self::new(Code::Unavailable, "The WAHA server of this session refuses to show the code").retry_after(30)
-            }
-            QrError::Unavailable(_) => {
-                tracing::warn!(%fault, "a QR code could not be fetched");
-                Self::new(Code::Unavailable, "The WAHA server of this session does not answer").retry_after(5)
-            }
-            QrError::Drawing => {
-                tracing::error!("a QR code could not be drawn");
-                Self::new(Code::Internal, "The code cannot be drawn; ask for it as JSON")
-            }
-            QrError::Database(fault) => fault.into(),
-            QrError::Directory(fault) => fault.into(),
-        }
-    }
 }

@@ -8,20 +8,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 
+use super::proxies::ProxyBody;
 use super::{
-    Body, Caller, Created, Cursor, IdempotencyHeader, IfMatch, IfMatchHeader, MaybeIdempotencyKey, Once, Page,
+    Body, Caller, Code, Created, Cursor, IdempotencyHeader, IfMatch, IfMatchHeader, MaybeIdempotencyKey, Once, Page,
     PageParams, Path, Problem, Rules, nullable, once_system, versioned,
 };
 use crate::app::App;
-use crate::db::DbError;
+use crate::db::{DbError, TenantConn};
 use crate::dispatch::pacing::{Pacing, WarmUp};
 use crate::dispatch::windows::Windows;
 use crate::domain::ids::SessionId;
+use crate::guard::Guard;
 use crate::identity::scope::Scope;
 use crate::sessions::change::{self, NAME_TAKEN, Settings};
 use crate::sessions::create::{self, CreateError, NewSession};
+use crate::sessions::proxy;
 use crate::sessions::queries;
-use crate::sessions::view::{Session, SessionRow};
+use crate::sessions::removal;
+use crate::sessions::servers::PlaceWish;
+use crate::sessions::view::{Session, SessionRow, ShownProxy};
 use crate::waha::Engine;
 
 const COLLECTION: &str = "/v1/sessions";
@@ -29,12 +34,16 @@ const COLLECTION: &str = "/v1/sessions";
 const MOST_JSON: usize = 16 * 1024;
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
-    cfg.service(web::resource("/sessions").route(web::post().to(create)).route(web::get().to(list)))
-        .service(web::resource("/sessions/{id}").route(web::get().to(get)).route(web::patch().to(patch)));
+    cfg.service(web::resource("/sessions").route(web::post().to(create)).route(web::get().to(list))).service(
+        web::resource("/sessions/{id}")
+            .route(web::get().to(get))
+            .route(web::patch().to(patch))
+            .route(web::delete().to(delete)),
+    );
 }
 
 #[derive(OpenApi)]
-#[openapi(paths(create, list, get, patch), components(schemas(Session<'_>)))]
+#[openapi(paths(create, list, get, patch, delete), components(schemas(Session<'_>, ShownProxy)))]
 struct Api;
 
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
@@ -67,6 +76,12 @@ struct CreateSession {
     #[serde(default = "yes")]
     #[schema(default = true)]
     check_numbers: bool,
+    /// Labels that its WAHA server must have, all of them: at most 20, each of 1 to 50 characters out of `a-z 0-9 _ . : -`.
+    #[serde(default)]
+    #[schema(max_items = 20)]
+    labels: Vec<String>,
+    /// What its connection to WhatsApp goes through; left out: nothing.
+    proxy: Option<ProxyBody>,
     /// Your own settings of the session: an object of at most 16 KiB.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -82,7 +97,7 @@ const fn yes() -> bool {
 }
 
 impl CreateSession {
-    fn check(self) -> Result<NewSession, Problem> {
+    fn check(self, guard: Guard) -> Result<NewSession, Problem> {
         let (config, metadata) = (Value::Object(self.config), Value::Object(self.metadata));
         let mut rules = Rules::new();
         rules.name("name", &self.name, 100);
@@ -90,9 +105,14 @@ impl CreateSession {
         check_windows(&mut rules, self.windows.as_ref());
         rules.object("config", &config, MOST_JSON);
         rules.object("metadata", &metadata, MOST_JSON);
+        let labels = rules.labels("labels", self.labels);
+        if let Some(proxy) = &self.proxy {
+            proxy.check(&mut rules, guard);
+        }
         rules.finish()?;
         let Self { name, engine, start, pacing, windows, check_numbers, .. } = self;
-        Ok(NewSession { name, engine, start, pacing, windows, check_numbers, config, metadata })
+        let (wish, proxy) = (PlaceWish { engine, labels }, self.proxy.map(ProxyBody::into_proxy));
+        Ok(NewSession { name, wish, start, pacing, windows, check_numbers, config, metadata, proxy })
     }
 }
 
@@ -124,6 +144,10 @@ struct SessionPatch {
     windows: Option<Option<Windows>>,
     /// Whether a recipient's number is checked with WhatsApp before the first message to it.
     check_numbers: Option<bool>,
+    /// Takes the place of the old proxy, password and all, from the session's next start on; null removes it.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<ProxyBody>)]
+    proxy: Option<Option<ProxyBody>>,
     /// Takes the place of the old settings: an object of at most 16 KiB.
     #[schema(value_type = Option<Object>)]
     config: Option<Map<String, Value>>,
@@ -192,7 +216,7 @@ impl SessionPatch {
     fn applied_to(self, old: &SessionRow) -> Result<Settings, Problem> {
         let kept = old.settings().map_err(|fault| {
             tracing::error!(session_id = %old.id, %fault, "a session's settings cannot be read");
-            Problem::new(super::Code::Internal, "The session's settings cannot be read")
+            Problem::new(Code::Internal, "The session's settings cannot be read")
         })?;
         let new = Settings {
             name: self.name.unwrap_or(kept.name),
@@ -215,7 +239,8 @@ impl SessionPatch {
 
 /// Create a session
 ///
-/// It gets a place on a WAHA server at once; 409 when none has room. With `start` it is started there in the background:
+/// It gets a place on a WAHA server at once; 409 when none that is as asked for has room, 429 `quota_exceeded` when the
+/// tenant's `max_sessions` is reached. With `start` it is started there in the background:
 /// follow its `status` to `scan_qr`, show the QR code to the phone, and it becomes `working`.
 #[utoipa::path(post, path = "/v1/sessions", tag = "Sessions", operation_id = "create_session",
     params(IdempotencyHeader), request_body = CreateSession,
@@ -231,7 +256,7 @@ async fn create(
     const OPERATION: &str = "sessions.create";
     let tenant = caller.tenant(Scope::SessionsWrite)?;
     let once = Once { operation: OPERATION, key: key.0, fingerprint: body.fingerprint(OPERATION), secret: false };
-    let new = body.into_inner().check()?;
+    let new = body.into_inner().check(Guard::new(app.config.allow_private_targets))?;
     let parts = App::clone(&app);
     let created = once_system(&app, Some(tenant), once, async move |conn| {
         let row = create::create_in(conn, &parts, tenant, &new).await?;
@@ -292,8 +317,8 @@ async fn get(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result
 
 /// Change a session
 ///
-/// Name, pacing, windows, number check, settings and data. A change acts on what is queued already: the next message leaves
-/// by the new pacing and windows, and a new gap is counted from the last send.
+/// Name, pacing, windows, number check, proxy, settings and data. A change acts on what is queued already: the next message leaves
+/// by the new pacing and windows, and a new gap is counted from the last send. Another proxy is used from the next start on.
 #[utoipa::path(patch, path = "/v1/sessions/{id}", tag = "Sessions", operation_id = "update_session",
     params(("id" = SessionId, Path, description = "The session"), IfMatchHeader), request_body = SessionPatch,
     responses((status = 200, description = "The session as it is now", body = Session<'_>)))]
@@ -305,11 +330,17 @@ async fn patch(
     body: Body<SessionPatch>,
 ) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::SessionsWrite)?;
-    let (id, patch) = (id.0, body.into_inner());
+    let (id, mut patch) = (id.0, body.into_inner());
+    if let Some(Some(proxy)) = &patch.proxy {
+        let mut rules = Rules::new();
+        proxy.check(&mut rules, Guard::new(app.config.allow_private_targets));
+        rules.finish()?;
+    }
+    let proxy = patch.proxy.take().map(|proxy| proxy.map(ProxyBody::into_proxy));
     let (parts, now) = (App::clone(&app), app.clock.now());
     let row = app
         .detached(async move {
-            let chance = parts.chance.clone();
+            let (chance, sealer) = (parts.chance.clone(), parts.sealer.clone());
             let row = parts
                 .db
                 .tenant(tenant, async move |conn| {
@@ -322,6 +353,9 @@ async fn patch(
                     let millis = |millis: i32| std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(0));
                     let gap = millis(new.pacing.min_gap_ms) + chance.jitter(millis(new.pacing.jitter_ms));
                     let gap = TimeDelta::from_std(gap).ok().filter(|_| changed);
+                    if let Some(proxy) = &proxy {
+                        proxy::set(conn, &sealer, id, proxy.as_ref()).await?;
+                    }
                     change::update(conn, id, &new, gap, now).await.map_err(name_taken)
                 })
                 .await?;
@@ -330,6 +364,27 @@ async fn patch(
         })
         .await??;
     Ok(versioned(&Session::from(&row), row.version))
+}
+
+/// Delete a session
+///
+/// It is gone at once; in the background it is stopped, unlinked from the phone and removed from its WAHA server. Its messages
+/// are kept: those that wait are cancelled, or leave by another session of their pool.
+#[utoipa::path(delete, path = "/v1/sessions/{id}", tag = "Sessions", operation_id = "delete_session",
+    params(("id" = SessionId, Path, description = "The session")),
+    responses((status = 204, description = "Deleted")))]
+async fn delete(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
+    let tenant = caller.tenant(Scope::SessionsWrite)?;
+    let (id, parts, now, actor) = (id.0, App::clone(&app), app.clock.now(), caller.actor().to_string());
+    let deleted = app
+        .detached(async move {
+            let deleted = async |conn: &mut TenantConn| removal::delete(conn, id, &actor, now).await;
+            let deleted = parts.db.tenant(tenant, deleted).await?;
+            create::announce(&parts).await;
+            Ok::<_, Problem>(deleted)
+        })
+        .await??;
+    if deleted { Ok(HttpResponse::NoContent().finish()) } else { Err(Problem::not_found()) }
 }
 
 fn name_taken(fault: DbError) -> Problem {
@@ -348,6 +403,10 @@ impl From<CreateError> for Problem {
                     first.make_ascii_uppercase();
                 }
                 Self::conflict(detail)
+            }
+            CreateError::QuotaExceeded(most) => {
+                let detail = format!("You may have {most} sessions and have them; delete one, or ask for more");
+                Self::new(Code::QuotaExceeded, detail)
             }
             CreateError::NameTaken => {
                 Self::conflict("A session of this name exists").field("name", "taken", "is taken")

@@ -56,6 +56,9 @@ struct NewTenant {
     /// An object of at most 16 KiB.
     #[schema(value_type = Option<Object>)]
     settings: Option<Value>,
+    /// How many sessions it may have: 0 to 1000000; left out or null: as many as there is room for.
+    #[schema(minimum = 0, maximum = 1_000_000)]
+    max_sessions: Option<i32>,
 }
 
 /// What is to change of a tenant; what is left out stays.
@@ -75,6 +78,15 @@ struct TenantPatch {
     /// Takes the place of the old settings.
     #[schema(value_type = Option<Object>)]
     settings: Option<Value>,
+    /// How many sessions it may have: 0 to 1000000; null: as many as there is room for. Those it has stay, however many.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
+    max_sessions: Option<Option<i32>>,
+}
+
+fn check_quota(rules: &mut Rules, max_sessions: Option<i32>) {
+    let fits = max_sessions.is_none_or(|most| (0..=1_000_000).contains(&most));
+    rules.check(fits, "max_sessions", "out_of_range", "must be from 0 to 1000000");
 }
 
 fn name_taken(fault: DbError) -> Problem {
@@ -105,11 +117,13 @@ async fn create(
     rules.text("description", new.description.as_deref().unwrap_or_default(), MOST_DESCRIPTION);
     let settings = new.settings.unwrap_or_else(|| json!({}));
     rules.object("settings", &settings, MOST_SETTINGS);
+    check_quota(&mut rules, new.max_sessions);
     rules.finish()?;
     let now = app.clock.now();
     let id = TenantId::fresh(now, &app.chance);
     let created = once_system(&app, None, once, async move |conn| {
-        let tenant = tenants::insert(conn, id, &new.name, new.description.as_deref(), &settings, now)
+        let description = new.description.as_deref();
+        let tenant = tenants::insert(conn, id, &new.name, description, &settings, new.max_sessions, now)
             .await
             .map_err(name_taken)?;
         Created::new(StatusCode::CREATED, id.0, &tenant)
@@ -152,7 +166,7 @@ async fn get(app: web::Data<App>, caller: Caller, id: Path<TenantId>) -> Result<
 
 /// Change a tenant
 ///
-/// Name, status, description and settings. An inactive tenant's keys answer 403.
+/// Name, status, description, settings and `max_sessions`. An inactive tenant's keys answer 403.
 #[utoipa::path(patch, path = "/v1/tenants/{id}", tag = "Tenants", operation_id = "update_tenant",
     params(("id" = TenantId, Path, description = "The tenant"), IfMatchHeader), request_body = TenantPatch,
     responses((status = 200, description = "The tenant as it is now", body = Tenant)))]
@@ -173,9 +187,15 @@ async fn patch(
     if let Some(settings) = &new.settings {
         rules.object("settings", settings, MOST_SETTINGS);
     }
+    check_quota(&mut rules, new.max_sessions.flatten());
     rules.finish()?;
-    let change =
-        TenantChange { name: new.name, status: new.status, description: new.description, settings: new.settings };
+    let change = TenantChange {
+        name: new.name,
+        status: new.status,
+        description: new.description,
+        settings: new.settings,
+        max_sessions: new.max_sessions,
+    };
     let (parts, now) = (App::clone(&app), app.clock.now());
     let tenant = app
         .detached(async move {

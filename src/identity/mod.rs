@@ -2,5 +2,6 @@
 
 pub mod api_keys;
 pub mod keys;
+pub mod rotate;
 pub mod scope;
 pub mod seal;

@@ -18,8 +18,9 @@ use crate::domain::ids::{SessionId, TenantId};
 use crate::domain::status::Ack;
 use crate::ingest::acks::{self, AckEvent};
 use crate::ingest::inbound::{self, Inbound};
+use crate::sessions::liveness::vitals::{self, Signs};
 use crate::sessions::restriction::{self, Finding};
-use crate::sessions::status::{self, Observation};
+use crate::sessions::status::{self, Observation, Source};
 use crate::waha;
 use crate::waha::webhook::{Payload, WebhookEvent};
 
@@ -29,6 +30,8 @@ struct Sorted {
     messages: Vec<Inbound>,
     acks: Vec<AckEvent>,
     statuses: Vec<Observation>,
+    /// Through which sessions something came from WhatsApp.
+    signs: Signs,
     /// What WAHA told of restricted accounts, to be looked at after the rest is committed.
     restrictions: Vec<Finding>,
     /// Sessions with messages that WhatsApp rejected; likewise.
@@ -117,6 +120,7 @@ async fn apply_sorted(
     let stored = inbound::store(conn, &app.chance, now, &sorted.messages).await?;
     let moved = acks::apply(conn, &app.chance, sorted.acks).await?;
     inbound::remember(conn, now, &sorted.messages).await?;
+    vitals::note(conn, now, &sorted.signs).await?;
     metrics::counter!("switchboard_ingest_messages_stored_total").increment(stored.try_into().unwrap_or(0));
     metrics::counter!("switchboard_ingest_acks_applied_total").increment(moved.try_into().unwrap_or(0));
     Ok(())
@@ -130,6 +134,19 @@ fn sort(app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
         let at = event.timestamp.unwrap_or(envelope.received_at);
         let (tenant, session) = (envelope.tenant_id, envelope.session_id);
         metrics::counter!("switchboard_ingest_events_total", "event" => label(&event.payload)).increment(1);
+        match &event.payload {
+            // Of what was sent through WAHA, WAHA tells by itself.
+            Payload::Message(message) if message.from_me && message.ack.is_none_or(|ack| ack < 1) => {}
+            Payload::Ack(ack) if ack.level == Some(0) => {}
+            Payload::Reaction(waha::webhook::Reaction { from_me: true, .. })
+            | Payload::Revoked(waha::webhook::Revoked { from_me: true, .. }) => {}
+            Payload::Edited(edited) if edited.message.from_me => {}
+            Payload::SessionStatus(_) | Payload::Other { .. } => {}
+            Payload::Ack(_) => sorted.signs.ack(tenant, session),
+            Payload::Message(_) | Payload::Reaction(_) | Payload::Edited(_) | Payload::Revoked(_) => {
+                sorted.signs.inbound(tenant, session);
+            }
+        }
         match event.payload {
             Payload::SessionStatus(change) => {
                 sorted
@@ -141,6 +158,7 @@ fn sort(app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
                     status: change.status,
                     reported_at: Some(at),
                     me: event.me,
+                    source: Source::Webhook,
                 });
             }
             Payload::Message(message) if message.from_me => {
@@ -172,7 +190,7 @@ fn sort(app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
             | Payload::Other { .. } => {}
         }
     }
-    sorted.statuses.sort_by_key(|observation| observation.session);
+    sorted.statuses.sort_by_key(|observation| (observation.session, observation.reported_at));
     Ok(sorted)
 }
 

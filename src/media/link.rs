@@ -1,7 +1,8 @@
 //! Short-lived links to stored files, for those who have no credentials: `<public url>/media/<token>`.
 //!
 //! The token names tenant, file and hour of expiry and is authenticated under a key derived from the master key: whoever has
-//! it may read that one file until then, and nobody can make one.
+//! it may read that one file until then, and nobody can make one. A link that was made under an older master key opens as
+//! long as that key is configured.
 
 use std::fmt;
 
@@ -25,7 +26,16 @@ const BODY: usize = 16 + 16 + 8;
 #[derive(Clone)]
 pub struct Links {
     mac: Option<Hmac<Sha256>>,
+    previous: Vec<Hmac<Sha256>>,
     base: Url,
+}
+
+/// Authenticates under a key derived from `master`.
+fn mac_under(master: &MasterKey) -> Option<Hmac<Sha256>> {
+    // HMAC takes keys of any length, so there always is one.
+    let mac = |key: &[u8]| Hmac::<Sha256>::new_from_slice(key).ok();
+    let derived = mac(&master.0)?.chain_update(b"switchboard: links to media, 1").finalize().into_bytes();
+    mac(&derived)
 }
 
 impl fmt::Debug for Links {
@@ -35,14 +45,11 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    /// Links below `public_url`.
+    /// Links below `public_url`, made under `master`; those made under one of `previous` are read, too.
     #[must_use]
-    pub fn new(master: &MasterKey, public_url: &Url) -> Self {
-        // HMAC takes keys of any length, so there always is one.
-        let mac = |key: &[u8]| Hmac::<Sha256>::new_from_slice(key).ok();
-        let derived =
-            mac(&master.0).map(|mac| mac.chain_update(b"switchboard: links to media, 1").finalize().into_bytes());
-        Self { mac: derived.and_then(|key| mac(&key)), base: public_url.clone() }
+    pub fn new(master: &MasterKey, previous: &[MasterKey], public_url: &Url) -> Self {
+        let previous = previous.iter().filter_map(mac_under).collect();
+        Self { mac: mac_under(master), previous, base: public_url.clone() }
     }
 
     /// A link to a file, good until `until`.
@@ -69,7 +76,8 @@ impl Links {
         let bytes: [u8; BODY + 32] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
         let (body, tag) = bytes.split_at_checked(BODY)?;
         // In constant time.
-        self.mac.clone()?.chain_update(body).verify_slice(tag).ok()?;
+        let genuine = |mac: &Hmac<Sha256>| mac.clone().chain_update(body).verify_slice(tag).is_ok();
+        self.mac.iter().chain(&self.previous).any(genuine).then_some(())?;
         let (tenant, rest) = body.split_first_chunk::<16>()?;
         let (media, until) = rest.split_first_chunk::<16>()?;
         let until = i64::from_be_bytes(until.try_into().ok()?);
@@ -85,7 +93,7 @@ mod tests {
     #[test]
     fn a_link_opens_its_file_until_it_expires_and_nothing_else() {
         let base: Url = "https://gateway.example/base/?x=1".parse().unwrap();
-        let links = Links::new(&MasterKey([7; 32]), &base);
+        let links = Links::new(&MasterKey([7; 32]), &[], &base);
         let (tenant, media) = (TenantId(Uuid::from_u128(1)), MediaId(Uuid::from_u128(2)));
         let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let url = links.make(tenant, media, now + LIFETIME);
@@ -93,8 +101,9 @@ mod tests {
         let token = url.path_segments().unwrap().next_back().unwrap();
         assert_eq!(links.read(token, now), Some((tenant, media)));
         assert_eq!(links.read(token, now + LIFETIME), None, "expired");
-        let other = Links::new(&MasterKey([8; 32]), &base);
-        assert_eq!(other.read(token, now), None, "another key");
+        let other = |previous: &[MasterKey]| Links::new(&MasterKey([8; 32]), previous, &base).read(token, now);
+        assert_eq!(other(&[]), None, "another key");
+        assert_eq!(other(&[MasterKey([9; 32]), MasterKey([7; 32])]), Some((tenant, media)), "a key of before");
         let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut altered = bytes.clone();

@@ -9,7 +9,7 @@ mod incoming;
 pub mod kind;
 pub mod link;
 mod rows;
-mod slots;
+pub mod slots;
 mod storage;
 
 use std::ops::Range;
@@ -145,7 +145,7 @@ impl MediaRoom {
         let client = guard::client(&guard, Timeouts { total: config.timings.send_timeout, ..Timeouts::default() })?;
         Ok(Self {
             storage: Storage::open(&config.media)?,
-            links: Links::new(key, &config.public_url),
+            links: Links::new(key, &config.previous_master_keys, &config.public_url),
             client,
             uploads: Slots::new(EACH, ALL),
             fetches: Slots::new(EACH, ALL),

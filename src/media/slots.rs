@@ -1,4 +1,4 @@
-//! How many files are on their way at once: some per tenant, so that one who is slow delays only himself, and so many in all.
+//! How many files are on their way, or streams open, at once: some per tenant, so that one who is slow delays only himself, and so many in all.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -70,7 +70,7 @@ pub async fn make(tools: &Tools, claimed: &Claimed, way: Option<&Way>) -> Outcom
         Ok(foreign) => foreign,
         Err(fault) => return later(tools, claimed, TimeDelta::seconds(1), ("not_sent", fault.to_string())),
     };
-    let keeps_ids = way.server.engine.honours_message_id() && !foreign;
+    let keeps_ids = way.server.honours_message_id() && !foreign;
     let outcome = match claimed.before {
         Before::Doubt => reconcile::settle(tools, claimed, way, &parts, keeps_ids).await,
         Before::Nothing => None,
@@ -126,7 +126,7 @@ async fn send(tools: &Tools, claimed: &Claimed, way: &Way, parts: Parts, foreign
         Err(outcome) => return outcome,
     };
     let endpoint = parts.endpoint();
-    let id = claimed.waha_message_id.clone().filter(|_| way.server.engine.honours_message_id());
+    let id = claimed.waha_message_id.clone().filter(|_| way.server.honours_message_id());
     let message = match compose::compose(app, claimed, parts, &way.session.external_name, &chat, id.clone()).await {
         Ok(message) => message,
         Err(unfit) => return give_up(tools, claimed, unfit),
@@ -250,6 +250,11 @@ async fn judge(tools: &Tools, claimed: &Claimed, way: &Way, chat: String, outcom
     let now = app.clock.now();
     if !matches!(outcome, SendOutcome::Refused { .. }) {
         tools.refusals.forget(claimed.turn.session_id);
+    }
+    match &outcome {
+        SendOutcome::Accepted { .. } => tools.calls.answered(claimed.turn.tenant_id, claimed.turn.session_id),
+        SendOutcome::Unknown { .. } => tools.calls.failed(claimed.turn.tenant_id, claimed.turn.session_id),
+        _ => {}
     }
     match outcome {
         SendOutcome::Accepted { bare_id } => Outcome::HandedOver {

@@ -35,6 +35,7 @@ use crate::sending::claim::{Claimed, Claims};
 use crate::sending::foreign::ForeignIds;
 use crate::sending::outcome::{Doubt, Outcome, Outcomes, Report};
 use crate::sending::stuck::Refusals;
+use crate::sessions::liveness::vitals::Calls;
 use crate::telemetry::trace;
 
 /// An attempt that has waited for so long holds up nobody but its own server.
@@ -51,6 +52,8 @@ pub struct Tools {
     pub breaker: Breaker,
     /// Messages that were refused with the same words, one after the other.
     pub refusals: Refusals,
+    /// How WAHA answers, for the sessions' vitals.
+    pub calls: Calls,
 }
 
 impl Tools {
@@ -62,6 +65,7 @@ impl Tools {
             foreign: ForeignIds::new(app),
             breaker: Breaker::default(),
             refusals: Refusals::default(),
+            calls: Calls::default(),
         }
     }
 }
@@ -85,6 +89,7 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
     };
     let mut consumers: HashMap<WahaServerId, ConsumerHandle> = HashMap::new();
     let watchdog = tokio::spawn(watchdog::run(worker.tools.clone(), stop.clone()));
+    let calls = tokio::spawn(worker.tools.calls.clone().run(app.clone(), stop.clone()));
     loop {
         match app.directory.all_servers().await {
             Ok(servers) => {
@@ -107,8 +112,8 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
     let limit = app.config.timings.drain;
     let stopping = consumers.values().map(|consumer| consumer.stop(limit));
     futures_util::future::join_all(stopping).await;
-    // It ends by itself; whether it panicked is in the log.
-    let _ended = watchdog.await;
+    // They end by themselves; whether they panicked is in the log.
+    let _ended = tokio::join!(watchdog, calls);
 }
 
 impl Worker {
@@ -118,7 +123,7 @@ impl Worker {
         let options = ConsumeOptions { prefetch, ..ConsumeOptions::default() };
         self.tools.app.broker.consume(Queue::Outbound(server), options, move |delivery: Delivery| {
             let worker = worker.clone();
-            async move { worker.handle(server, delivery).await }
+            async move { Box::pin(worker.handle(server, delivery)).await }
         })
     }
 
@@ -142,7 +147,7 @@ impl Worker {
             }
             return Verdict::Done;
         }
-        let verdict = self.take_turn(server, turn, permit, &delivery).await;
+        let verdict = Box::pin(self.take_turn(server, turn, permit, &delivery)).await;
         self.tools.breaker.tried(server);
         verdict
     }

@@ -28,7 +28,8 @@ use crate::domain::status::{Ack, Status};
 use crate::ingest::acks::{self, AckEvent};
 use crate::messages::changes::{self, Change};
 use crate::messages::row::{MessageRow, message_columns};
-use crate::sending::{Tools, stuck};
+use crate::sending::Tools;
+use crate::sessions::liveness::{restart, vitals};
 use crate::sessions::status;
 use crate::waha::{self, CallError};
 
@@ -161,7 +162,7 @@ async fn look(tools: &Tools, message: &Unacked, now: DateTime<Utc>, patience: Ti
         }
     }
     let endpoint = message.message_type.parse().map(|kind: Kind| waha::endpoint_of(kind, message.forwards));
-    let keeps_ids = server.engine.honours_message_id()
+    let keeps_ids = server.honours_message_id()
         && message.waha_message_id.is_some()
         && match endpoint {
             Ok(endpoint) => !tools.foreign.seen_at(server.id, endpoint).await?,
@@ -304,8 +305,11 @@ async fn count(
         .prepared()
         .load(conn)
         .await?;
+    if counted.iter().any(|count| count.unacked > 0) {
+        vitals::look_now(conn, now, message.tenant_id, message.session_id).await?;
+    }
     if counted.into_iter().all(|count| count.unacked < app.config.sending.stuck_after) {
         return Ok(false);
     }
-    stuck::restart(app, conn, now, message.tenant_id, message.session_id).await
+    restart::restart(app, conn, now, message.tenant_id, message.session_id).await
 }

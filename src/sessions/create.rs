@@ -1,9 +1,9 @@
 //! Creating a session: a place on a WAHA server, and the rows.
 //!
-//! Guarantee: place and rows are one transaction, so no server gets more sessions than its capacity and none is counted that
-//! does not exist. WAHA is not asked; that is the reconciler's work.
+//! Guarantee: place and rows are one transaction, so no server gets more sessions than its capacity, no tenant more than its
+//! quota (which is locked meanwhile), and none is counted that does not exist. WAHA is not asked; that is the reconciler's work.
 
-use diesel::sql_types::{Binary, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
@@ -14,17 +14,19 @@ use crate::dispatch::windows::Windows;
 use crate::domain::ids::{SessionId, TenantId};
 use crate::sessions::change::{NAME_TAKEN, json};
 use crate::sessions::directory::webhook_key_purpose;
-use crate::sessions::servers;
+use crate::sessions::proxy;
+use crate::sessions::servers::{self, PlaceWish};
 use crate::sessions::view::{SessionRow, session_columns};
-use crate::waha::Engine;
+use crate::tenants;
+use crate::waha::Proxy;
 
 /// What a new session is to be.
 #[derive(Clone, Debug)]
 pub struct NewSession {
     /// The tenant's name for it: 1 to 100 characters, unique among the tenant's sessions.
     pub name: String,
-    /// The engine to run it on; `None` takes whatever has most room.
-    pub engine: Option<Engine>,
+    /// What its server must be; without an engine whatever has most room.
+    pub wish: PlaceWish,
     /// Whether it is started as soon as it exists.
     pub start: bool,
     /// How fast its messages may leave.
@@ -37,20 +39,32 @@ pub struct NewSession {
     pub config: Value,
     /// The tenant's own data: an object.
     pub metadata: Value,
+    /// Where its connection to WhatsApp goes through; `None`: straight.
+    pub proxy: Option<Proxy>,
 }
 
 /// Why a session is not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// No WAHA server has room.
-    #[error("no WAHA server{} has room for another session", match .0 { Some(engine) => format!(" with the engine {engine}"), None => String::new() })]
-    NoRoom(Option<Engine>),
+    #[error("no WAHA server{} has room for another session", described(.0))]
+    NoRoom(PlaceWish),
+    /// The tenant may not have another one; how many it may have.
+    #[error("this tenant may have {0} sessions and has them")]
+    QuotaExceeded(i32),
     /// The tenant has a session of this name.
     #[error("a session of this name exists")]
     NameTaken,
     /// The database said no.
     #[error(transparent)]
     Database(DbError),
+}
+
+fn described(wish: &PlaceWish) -> String {
+    let engine = wish.engine.map(|engine| format!("the engine {engine}"));
+    let labels = (!wish.labels.is_empty()).then(|| format!("the labels {}", wish.labels.join(", ")));
+    let wishes: Vec<String> = engine.into_iter().chain(labels).collect();
+    if wishes.is_empty() { String::new() } else { format!(" with {}", wishes.join(" and ")) }
 }
 
 impl From<DbError> for CreateError {
@@ -63,10 +77,11 @@ impl From<DbError> for CreateError {
 const INSERT: &str = concat!(
     "\
 WITH s AS (
-    INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, status_at, desired, engine,
-                               webhook_key_sealed, pacing, config, metadata, reconcile_at, windows, check_numbers,
-                               created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, 'epoch', $8, $9, $10, $11, $12, $13, $14, $17, $18, $7, $7)
+    INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, waha_status, status_at,
+                               desired, engine, webhook_key_sealed, pacing, config, metadata, reconcile_at, windows,
+                               check_numbers, labels, proxy, proxy_sealed, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, 'stopped', 'epoch', $8, $9, $10, $11, $12, $13, $14, $17, $18, $25, $26, $27,
+            $7, $7)
     RETURNING *
 ), l AS (
     INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, stopped_because, min_gap_ms, jitter_ms,
@@ -104,8 +119,13 @@ pub async fn create_in(
 ) -> Result<SessionRow, CreateError> {
     let now = app.clock.now();
     let id = SessionId::fresh(now, &app.chance);
-    let place = servers::place(conn, new.engine, now).await?;
-    let (server, engine) = place.ok_or(CreateError::NoRoom(new.engine))?;
+    if let Some(most) = tenants::lock_session_quota(conn, tenant).await?
+        && tenants::sessions(conn, tenant).await? >= i64::from(most)
+    {
+        return Err(CreateError::QuotaExceeded(most));
+    }
+    let place = servers::place(conn, &new.wish, now).await?;
+    let (server, engine) = place.ok_or_else(|| CreateError::NoRoom(new.wish.clone()))?;
     let key = hex::encode(app.chance.bytes::<32>());
     let sealed = app.sealer.seal(&webhook_key_purpose(id), key.as_bytes());
     let (status, desired) = if new.start { ("starting", "started") } else { ("stopped", "stopped") };
@@ -135,6 +155,9 @@ pub async fn create_in(
         .bind::<Nullable<Integer>, _>(new.pacing.new_chats_per_day)
         .bind::<Nullable<Jsonb>, _>(new.pacing.warm_up.as_ref().map(json))
         .bind::<Bool, _>(new.pacing.typing)
+        .bind::<Array<Text>, _>(&new.wish.labels)
+        .bind::<Nullable<Jsonb>, _>(new.proxy.as_ref().map(proxy::shown))
+        .bind::<Nullable<Binary>, _>(new.proxy.as_ref().map(|proxy| proxy::sealed(&app.sealer, id, proxy)))
         .prepared()
         .get_result(&mut *narrowed)
         .await

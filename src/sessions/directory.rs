@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Binary, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use secrecy::{SecretBox, SecretString};
 
 use crate::db::generation::{Cache, Generation};
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
+use crate::identity::rotate::{SealedColumn, sealed_column};
 use crate::identity::seal::{Sealer, UnsealError};
-use crate::waha::{Engine, Server};
+use crate::sessions::proxy;
+use crate::waha::{Engine, Limitation, Proxy, Server};
 
 /// What the hot paths need to know of a session.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub struct SessionEntry {
     pub phone: Option<String>,
     /// What WAHA signs its webhooks with.
     pub webhook_key: SecretBox<Vec<u8>>,
+    /// Where its connection to WhatsApp is to go through; `None`: straight.
+    pub proxy: Option<Proxy>,
 }
 
 /// A WAHA server that calls can go to.
@@ -41,6 +45,16 @@ pub struct ServerEntry {
     pub server: Server,
     /// What it runs.
     pub engine: Engine,
+    /// Whether its version is one that keeps the message ids which its engine honours.
+    pub keeps_ids: bool,
+}
+
+impl ServerEntry {
+    /// Whether a send keeps the message id the caller chose, which makes a repeat of the send harmless.
+    #[must_use]
+    pub fn honours_message_id(&self) -> bool {
+        self.keeps_ids && self.engine.honours_message_id()
+    }
 }
 
 /// Why a look-up has no answer.
@@ -95,6 +109,8 @@ struct SessionRow {
     phone: Option<String>,
     #[diesel(sql_type = Binary)]
     webhook_key_sealed: Vec<u8>,
+    #[diesel(sql_type = Nullable<Binary>)]
+    proxy_sealed: Option<Vec<u8>>,
 }
 
 #[derive(QueryableByName)]
@@ -107,12 +123,15 @@ struct ServerRow {
     api_key_sealed: Vec<u8>,
     #[diesel(sql_type = Text)]
     engine: String,
+    #[diesel(sql_type = Array<Text>)]
+    limitations: Vec<String>,
 }
 
 macro_rules! session_query {
     ($condition:literal) => {
         concat!(
-            "SELECT tenant_id, id, external_session_id, waha_server_id, engine, phone, webhook_key_sealed \
+            "SELECT tenant_id, id, external_session_id, waha_server_id, engine, phone, webhook_key_sealed, \
+             proxy_sealed \
              FROM waha_sessions WHERE deleted_at IS NULL AND ",
             $condition
         )
@@ -121,20 +140,30 @@ macro_rules! session_query {
 
 macro_rules! server_query {
     ($condition:literal) => {
-        concat!("SELECT id, base_url, api_key_sealed, engine FROM waha_servers WHERE deleted_at IS NULL", $condition)
+        concat!(
+            "SELECT id, base_url, api_key_sealed, engine, limitations FROM waha_servers WHERE deleted_at IS NULL",
+            $condition
+        )
     };
 }
+
+/// What WAHA signs its webhooks with, sealed.
+pub const SEALED_WEBHOOK_KEYS: SealedColumn =
+    sealed_column!("waha_sessions", "webhook_key_sealed", "waha_sessions.webhook_key");
+
+/// The keys that WAHA servers know the gateway by, sealed.
+pub const SEALED_API_KEYS: SealedColumn = sealed_column!("waha_servers", "api_key_sealed", "waha_servers.api_key");
 
 /// The purpose under which a session's webhook key is sealed.
 #[must_use]
 pub fn webhook_key_purpose(session: SessionId) -> String {
-    format!("waha_sessions.webhook_key:{session}")
+    SEALED_WEBHOOK_KEYS.purpose_at(&session.to_string())
 }
 
 /// The purpose under which a server's API key is sealed.
 #[must_use]
 pub fn api_key_purpose(server: WahaServerId) -> String {
-    format!("waha_servers.api_key:{server}")
+    SEALED_API_KEYS.purpose_at(&server.to_string())
 }
 
 impl Directory {
@@ -155,6 +184,8 @@ impl Directory {
 
     fn session_entry(&self, row: SessionRow) -> Result<Arc<SessionEntry>, DirectoryError> {
         let webhook_key = self.sealer.open(&webhook_key_purpose(row.id), &row.webhook_key_sealed)?;
+        let proxy =
+            row.proxy_sealed.as_deref().map(|sealed| proxy::opened(&self.sealer, row.id, sealed)).transpose()?;
         Ok(Arc::new(SessionEntry {
             tenant: row.tenant_id,
             id: row.id,
@@ -163,6 +194,7 @@ impl Directory {
             engine: row.engine.parse().map_err(|_| DirectoryError::Unreadable("engine"))?,
             phone: row.phone,
             webhook_key: SecretBox::new(Box::new(webhook_key)),
+            proxy,
         }))
     }
 
@@ -283,6 +315,7 @@ impl Directory {
                 api_key: SecretString::from(api_key),
             },
             engine: row.engine.parse().map_err(|_| DirectoryError::Unreadable("engine"))?,
+            keeps_ids: !row.limitations.iter().any(|word| word == Limitation::NoOwnMessageIds.as_str()),
         }))
     }
 

@@ -61,6 +61,9 @@ pub async fn qr(app: &App, tenant: TenantId, session: SessionId) -> Result<Qr, Q
     if row.status != "scan_qr" {
         return Err(QrError::NotScanning(row.status));
     }
+    if let Some(step @ ("passkey" | "passkey_confirmation")) = row.pairing_step.as_deref() {
+        return Err(QrError::NotScanning(format!("scanned, and waits for its {step}")));
+    }
     let server = app.directory.server(row.waha_server_id).await?.ok_or(QrError::NotFound)?;
     match app.waha.qr_value(&server.server, &row.external_session_id).await {
         Ok(value) => {
@@ -111,6 +114,39 @@ impl Qr {
     }
 }
 
+impl Qr {
+    /// The code for a terminal: lines of half blocks, two modules high, white and black whatever the terminal's own colours
+    /// are, with a quiet zone.
+    ///
+    /// # Errors
+    /// [`QrError::Drawing`] when the value does not fit into a code.
+    pub fn terminal(&self) -> Result<String, QrError> {
+        let code = QrCode::new(self.value.expose_secret().as_bytes()).map_err(|_| QrError::Drawing)?;
+        let modules = code.width();
+        let colors = code.to_colors();
+        let light = |x: usize, y: usize| {
+            let module = |at: usize| at.checked_sub(QUIET).filter(|at| *at < modules);
+            let color = module(x).zip(module(y)).and_then(|(x, y)| colors.get(y * modules + x));
+            color != Some(&Color::Dark)
+        };
+        let side = modules + 2 * QUIET;
+        let mut text = String::with_capacity(side * side * 2);
+        for y in (0..side).step_by(2) {
+            // Bright white on black: a light module is ink.
+            text.push_str("\u{1b}[97;40m");
+            // Below the last line there is nothing; its half stays light, as the quiet zone is.
+            text.extend((0..side).map(|x| match (light(x, y), y + 1 >= side || light(x, y + 1)) {
+                (true, true) => '█',
+                (true, false) => '▀',
+                (false, true) => '▄',
+                (false, false) => ' ',
+            }));
+            text.push_str("\u{1b}[0m\n");
+        }
+        Ok(text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +174,32 @@ mod tests {
                     _ => false,
                 };
                 assert_eq!(pixels[y * side + x] == 0, dark, "pixel {x},{y}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_terminals_picture_says_the_same() {
+        let value = "2@AbCdEf0123456789,AbCdEf0123456789+/=,AbCdEf0123456789,AbCd";
+        let qr = Qr { value: SecretString::from(value), expires_at: DateTime::UNIX_EPOCH };
+        let text = qr.terminal().unwrap();
+        let code = QrCode::new(value.as_bytes()).unwrap();
+        let lines: Vec<Vec<char>> = text
+            .lines()
+            .map(|line| {
+                line.strip_prefix("\u{1b}[97;40m").unwrap().strip_suffix("\u{1b}[0m").unwrap().chars().collect()
+            })
+            .collect();
+        let side = code.width() + 2 * QUIET;
+        assert_eq!((lines.len(), lines[0].len()), (side.div_ceil(2), side));
+        let colors = code.to_colors();
+        for y in 0..side {
+            for x in 0..side {
+                let ink = lines[y / 2][x];
+                let light = ink == '█' || ink == if y % 2 == 0 { '▀' } else { '▄' };
+                let inside = (QUIET..QUIET + code.width()).contains(&x) && (QUIET..QUIET + code.width()).contains(&y);
+                let dark = inside && colors[(y - QUIET) * code.width() + x - QUIET] == Color::Dark;
+                assert_eq!(light, !dark, "module {x},{y}");
             }
         }
     }

@@ -1,12 +1,13 @@
 //! Reading a tenant's sessions, and saying how they should be. Always as that tenant.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{BigInt, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use crate::db::{DbError, Prepare, TenantConn, sql};
 use crate::domain::ids::SessionId;
+use crate::sessions::timeline;
 use crate::sessions::view::{SessionRow, session_columns};
 
 /// How the gateway wants a session to be.
@@ -16,6 +17,8 @@ pub enum Desired {
     Started,
     /// Stopped at WAHA, its pairing kept.
     Stopped,
+    /// Gone from WAHA, unlinked from the phone.
+    Deleted,
 }
 
 impl Desired {
@@ -25,13 +28,14 @@ impl Desired {
         match self {
             Self::Started => "started",
             Self::Stopped => "stopped",
+            Self::Deleted => "deleted",
         }
     }
 
     /// Reads the word of the database.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Started, Self::Stopped].into_iter().find(|desired| desired.as_str() == name)
+        [Self::Started, Self::Stopped, Self::Deleted].into_iter().find(|desired| desired.as_str() == name)
     }
 }
 
@@ -50,17 +54,56 @@ const LIST: &str = concat!(
      ORDER BY s.created_at DESC, s.id DESC LIMIT $4"
 );
 
-// The version rises only for what the resource shows or for a wish that is new.
+/// What a tenant wants done with a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Let it run; one that has failed begins anew.
+    Start,
+    /// Stop it and keep its pairing.
+    Stop,
+    /// Stop and start it.
+    Restart,
+    /// Unlink it from the phone; one that runs shows QR codes then.
+    Logout,
+}
+
+impl Wish {
+    /// How the history calls it.
+    #[must_use]
+    pub const fn cause(self) -> &'static str {
+        match self {
+            Self::Start => "start was asked for",
+            Self::Stop => "stop was asked for",
+            Self::Restart => "restart was asked for",
+            Self::Logout => "logout was asked for",
+        }
+    }
+
+    /// How the session should be because of it, if that changes.
+    const fn desired(self) -> Option<Desired> {
+        match self {
+            Self::Start | Self::Restart => Some(Desired::Started),
+            Self::Stop => Some(Desired::Stopped),
+            Self::Logout => None,
+        }
+    }
+}
+
+// The version rises only for what the resource shows or for a wish that is new. A later wish takes the place of an earlier one.
 const WANT: &str = concat!(
     "\
 WITH s AS (
     UPDATE waha_sessions SET
-        desired = $3,
+        desired = coalesce($3, desired),
+        restart_wanted_at = CASE WHEN $5 OR $6 AND waha_status = 'failed' THEN $4 WHEN $3 = 'stopped' THEN NULL ELSE restart_wanted_at END,
+        restart_by_tenant = $5 OR $6 AND waha_status = 'failed' OR restart_by_tenant AND $3 IS DISTINCT FROM 'stopped',
+        logout_wanted_at = CASE WHEN $7 THEN $4 ELSE logout_wanted_at END,
         reconcile_at = $4,
         reconcile_failures = 0,
-        version = version + (desired <> $3)::int,
-        updated_at = CASE WHEN desired <> $3 THEN $4 ELSE updated_at END
-    WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL AND desired <> 'deleted'
+        observations = observations + 1,
+        version = version + (desired <> coalesce($3, desired))::int,
+        updated_at = CASE WHEN desired <> coalesce($3, desired) THEN $4 ELSE updated_at END
+    WHERE tenant_id = $1 AND id = $2 AND deleted_at IS NULL
     RETURNING *
 )
 SELECT ",
@@ -97,7 +140,7 @@ pub async fn list(
         .await?)
 }
 
-/// Wants the session `id` to be `desired` and makes the reconciler look at it at once, whether or not that was wanted
+/// Wants something of the session `id` for `actor` and makes the reconciler look at it at once, whether or not that was wanted
 /// before. `None` if this tenant has no such session.
 ///
 /// # Errors
@@ -105,16 +148,23 @@ pub async fn list(
 pub async fn want(
     conn: &mut TenantConn,
     id: SessionId,
-    desired: Desired,
+    wish: Wish,
+    actor: &str,
     now: DateTime<Utc>,
 ) -> Result<Option<SessionRow>, DbError> {
     let rows: Vec<SessionRow> = sql(WANT)
         .bind::<SqlUuid, _>(conn.tenant())
         .bind::<SqlUuid, _>(id)
-        .bind::<Text, _>(desired.as_str())
+        .bind::<Nullable<Text>, _>(wish.desired().map(Desired::as_str))
         .bind::<Timestamptz, _>(now)
+        .bind::<Bool, _>(wish == Wish::Restart)
+        .bind::<Bool, _>(wish == Wish::Start)
+        .bind::<Bool, _>(wish == Wish::Logout)
         .prepared()
         .load(&mut **conn)
         .await?;
+    if !rows.is_empty() {
+        timeline::wish(conn, id, wish.cause(), actor, now).await?;
+    }
     Ok(rows.into_iter().next())
 }

@@ -1,6 +1,6 @@
 //! The registry of WAHA servers: where sessions live, and where a new one goes.
 //!
-//! Guarantee: `sessions` is changed only by [`place`] and [`release`], in the transaction that places or removes a session,
+//! Guarantee: `sessions` is changed only by [`place`], [`take`] and [`release`], in the transaction that places or removes a session,
 //! so a server never holds more than its capacity however many nodes place sessions at the same time.
 
 use chrono::{DateTime, Utc};
@@ -13,14 +13,16 @@ use uuid::Uuid;
 
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::WahaServerId;
-use crate::waha::Engine;
+use crate::sessions::probe::Probe;
+use crate::waha::{Engine, Limitation};
 
 /// A WAHA server, without its key.
 #[derive(Clone, Debug, Serialize, QueryableByName, ToSchema)]
 #[schema(example = json!({
     "id": "01994f3e-2222-7cc3-98d5-8f1c1f0a2b3c", "name": "waha-1", "base_url": "http://waha-1:3000", "engine": "GOWS",
-    "capacity": 100, "sessions": 3, "draining": false, "health": "healthy", "waha_version": "2026.7.1",
-    "last_seen_at": "2026-11-21T09:30:00Z", "version": 1, "created_at": "2026-11-21T09:30:00Z",
+    "capacity": 100, "sessions": 3, "labels": ["eu"], "storage_group": null, "draining": false, "health": "healthy",
+    "waha_version": "2026.7.1", "reported_engine": "GOWS", "limitations": [], "last_seen_at": "2026-11-21T09:30:00Z",
+    "unreachable_since": null, "version": 1, "created_at": "2026-11-21T09:30:00Z",
     "updated_at": "2026-11-21T09:30:00Z"
 }))]
 pub struct WahaServer {
@@ -43,10 +45,19 @@ pub struct WahaServer {
     /// How many it holds.
     #[diesel(sql_type = Integer)]
     pub sessions: i32,
+    /// What sessions may ask for in the place they are given.
+    #[diesel(sql_type = Array<Text>)]
+    pub labels: Vec<String>,
+    /// Servers of one group share their session storage; null: it shares with none.
+    #[diesel(sql_type = Nullable<Text>)]
+    #[schema(required)]
+    pub storage_group: Option<String>,
     /// Whether it gets no new sessions.
     #[diesel(sql_type = Bool)]
     pub draining: bool,
-    /// How it fared when it was last asked: `unknown`, `healthy`, `unreachable` or `unauthorized`.
+    /// How it fared when it was last asked: `unknown`, `healthy`, `unreachable` or `unauthorized`. Healthy is a server that
+    /// answers `/ping`, takes the key and says since when it runs; `unknown` one that has not answered since it was registered
+    /// or its address or key was changed, and was not asked again yet.
     #[diesel(sql_type = Text)]
     #[schema(pattern = "^(unknown|healthy|unreachable|unauthorized)$")]
     pub health: String,
@@ -54,10 +65,24 @@ pub struct WahaServer {
     #[diesel(sql_type = Nullable<Text>)]
     #[schema(required)]
     pub waha_version: Option<String>,
-    /// When it last answered.
+    /// The engine it says it runs.
+    #[diesel(sql_type = Nullable<Text>)]
+    #[schema(required)]
+    pub reported_engine: Option<String>,
+    /// What it cannot do, told from its version. `single_session`: it runs just one session, and `no_webhook_hmac`: its webhooks
+    /// are neither signed nor repeated (both: the free edition before 2026.6.1); `wrong_engine`: it runs another engine than it
+    /// is registered with; no session is placed on a server with one of these three. `no_media`: it sends no files.
+    /// `no_own_message_ids`: a send in doubt cannot be repeated safely (WEBJS, WPP, and any before 2026.4.3).
+    #[diesel(sql_type = Array<Text>)]
+    pub limitations: Vec<String>,
+    /// When it last was healthy.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     #[schema(required)]
     pub last_seen_at: Option<DateTime<Utc>>,
+    /// Since when it does not answer.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    #[schema(required)]
+    pub unreachable_since: Option<DateTime<Utc>>,
     /// Counts the changes of this resource; for `If-Match`.
     #[diesel(sql_type = BigInt)]
     pub version: i64,
@@ -84,6 +109,10 @@ pub struct NewWahaServer {
     pub engine: Engine,
     /// How many sessions it may hold.
     pub capacity: i32,
+    /// What sessions may ask for in the place they are given.
+    pub labels: Vec<String>,
+    /// The servers it shares its session storage with.
+    pub storage_group: Option<String>,
 }
 
 /// A change of a server; what is `None` stays as it is.
@@ -99,8 +128,29 @@ pub struct WahaServerChange {
     pub engine: Option<Engine>,
     /// Another capacity.
     pub capacity: Option<i32>,
+    /// Other labels instead of the old.
+    pub labels: Option<Vec<String>>,
+    /// Another storage group, or none.
+    pub storage_group: Option<Option<String>>,
     /// Whether it gets no new sessions.
     pub draining: Option<bool>,
+}
+
+impl WahaServerChange {
+    /// Whether what was known of the server may not hold any more.
+    #[must_use]
+    pub fn needs_probe(&self) -> bool {
+        self.base_url.is_some() || self.api_key_sealed.is_some() || self.engine.is_some()
+    }
+}
+
+/// What a new session asks for in its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlaceWish {
+    /// The engine; `None` takes any.
+    pub engine: Option<Engine>,
+    /// Labels that the server must have, all of them.
+    pub labels: Vec<String>,
 }
 
 /// How a server fared when it was asked.
@@ -133,8 +183,8 @@ macro_rules! columns {
     ($before:literal, $after:literal) => {
         concat!(
             $before,
-            " id, name, base_url, engine, capacity, sessions, draining, health, waha_version, last_seen_at, version, \
-             created_at, updated_at ",
+            " id, name, base_url, engine, capacity, sessions, labels, storage_group, draining, health, waha_version, \
+             reported_engine, limitations, last_seen_at, unreachable_since, version, created_at, updated_at ",
             $after
         )
     };
@@ -146,8 +196,9 @@ macro_rules! columns {
 /// [`DbError::Duplicate`] of [`NAME_TAKEN`].
 pub async fn insert(conn: &mut SystemConn, new: &NewWahaServer, now: DateTime<Utc>) -> Result<WahaServer, DbError> {
     let text = columns!(
-        "INSERT INTO waha_servers (id, name, base_url, api_key_sealed, engine, capacity, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $7) RETURNING",
+        "INSERT INTO waha_servers (id, name, base_url, api_key_sealed, engine, capacity, labels, storage_group, \
+                                   created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $8, $9, $7, $7) RETURNING",
         ""
     );
     Ok(sql(text)
@@ -158,6 +209,8 @@ pub async fn insert(conn: &mut SystemConn, new: &NewWahaServer, now: DateTime<Ut
         .bind::<Text, _>(new.engine.as_str())
         .bind::<Integer, _>(new.capacity)
         .bind::<Timestamptz, _>(now)
+        .bind::<Array<Text>, _>(&new.labels)
+        .bind::<Nullable<Text>, _>(&new.storage_group)
         .prepared()
         .get_result(&mut **conn)
         .await?)
@@ -206,7 +259,7 @@ pub async fn list(
         .await?)
 }
 
-/// Changes a server. Another address or key makes its health unknown until it was asked again.
+/// Changes a server. With another address, key or engine nothing is known of it until it was asked again.
 ///
 /// # Errors
 /// [`DbError::Duplicate`] of [`NAME_TAKEN`].
@@ -219,8 +272,12 @@ pub async fn update(
     let text = columns!(
         "UPDATE waha_servers SET name = coalesce($2, name), base_url = coalesce($3, base_url), \
          api_key_sealed = coalesce($4, api_key_sealed), engine = coalesce($5, engine), \
-         capacity = coalesce($6, capacity), draining = coalesce($7, draining), \
-         health = CASE WHEN $3 IS NULL AND $4 IS NULL THEN health ELSE 'unknown' END, \
+         capacity = coalesce($6, capacity), draining = coalesce($7, draining), labels = coalesce($9, labels), \
+         storage_group = CASE WHEN $10 THEN $11 ELSE storage_group END, \
+         health = CASE WHEN $12 THEN 'unknown' ELSE health END, \
+         reported_engine = CASE WHEN $12 THEN NULL ELSE reported_engine END, \
+         limitations = CASE WHEN $12 THEN '{}' ELSE limitations END, \
+         unreachable_since = CASE WHEN $12 THEN NULL ELSE unreachable_since END, \
          version = version + 1, updated_at = $8 WHERE id = $1 RETURNING",
         ""
     );
@@ -242,6 +299,10 @@ pub async fn update(
         .bind::<Nullable<Integer>, _>(change.capacity)
         .bind::<Nullable<Bool>, _>(change.draining)
         .bind::<Timestamptz, _>(now)
+        .bind::<Nullable<Array<Text>>, _>(&change.labels)
+        .bind::<Bool, _>(change.storage_group.is_some())
+        .bind::<Nullable<Text>, _>(change.storage_group.clone().flatten())
+        .bind::<Bool, _>(change.needs_probe())
         .prepared()
         .get_result(&mut **conn)
         .await?)
@@ -265,42 +326,87 @@ struct Candidate {
     engine: String,
 }
 
-/// Takes a place for a new session: on the healthy server with most room, of the wanted engine if one is wanted; a server
-/// that was never asked comes second, one that does not answer never. `None` when there is no room anywhere.
+// Said of the row as it is at that moment: when it is chosen, and again when the place is taken.
+macro_rules! may_take {
+    () => {
+        "deleted_at IS NULL AND NOT draining AND sessions < capacity AND health IN ('healthy', 'unknown') \
+         AND ($1 IS NULL OR engine = $1) AND labels @> $2 AND NOT limitations && $3"
+    };
+}
+
+const BEST: &str = concat!(
+    "SELECT id, engine FROM waha_servers WHERE ",
+    may_take!(),
+    " AND id <> ALL($4) ORDER BY health = 'healthy' DESC, capacity - sessions DESC, id LIMIT 1"
+);
+
+const TAKE: &str = concat!(
+    "UPDATE waha_servers SET sessions = sessions + 1, updated_at = $5 WHERE id = $4 AND ",
+    may_take!(),
+    " RETURNING id, engine"
+);
+
+/// Takes a place for a new session: on the healthy server with most room among those that have the wanted engine and labels; a
+/// server that was never asked comes second. None is taken on a server that does not answer, is draining, or has a
+/// limitation that keeps sessions away. `None` when there is no room anywhere.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn place(
     conn: &mut SystemConn,
-    engine: Option<Engine>,
+    wish: &PlaceWish,
     now: DateTime<Utc>,
 ) -> Result<Option<(WahaServerId, Engine)>, DbError> {
-    let best = "SELECT id, engine FROM waha_servers WHERE deleted_at IS NULL AND NOT draining AND sessions < capacity \
-                AND health IN ('healthy', 'unknown') AND ($1 IS NULL OR engine = $1) AND id <> ALL($2) \
-                ORDER BY health = 'healthy' DESC, capacity - sessions DESC, id LIMIT 1";
-    let take = "UPDATE waha_servers SET sessions = sessions + 1, updated_at = $2 WHERE id = $1 AND deleted_at IS NULL \
-                AND NOT draining AND sessions < capacity";
-    let mut full: Vec<WahaServerId> = Vec::new();
+    let engine = wish.engine.map(Engine::as_str);
+    let mut lost: Vec<WahaServerId> = Vec::new();
     loop {
-        let candidates: Vec<Candidate> = sql(best)
-            .bind::<Nullable<Text>, _>(engine.map(Engine::as_str))
-            .bind::<Array<SqlUuid>, _>(&full)
+        let best: Vec<Candidate> = sql(BEST)
+            .bind::<Nullable<Text>, _>(engine)
+            .bind::<Array<Text>, _>(&wish.labels)
+            .bind::<Array<Text>, _>(unfit())
+            .bind::<Array<SqlUuid>, _>(&lost)
             .prepared()
             .load(&mut **conn)
             .await?;
-        let Some(candidate) = candidates.into_iter().next() else { return Ok(None) };
-        let taken = sql(take)
-            .bind::<SqlUuid, _>(candidate.id)
-            .bind::<Timestamptz, _>(now)
-            .prepared()
-            .execute(&mut **conn)
-            .await?;
-        match candidate.engine.parse() {
-            Ok(engine) if taken == 1 => return Ok(Some((candidate.id, engine))),
-            // Filled up, drained or deleted by a concurrent transaction: look for another one.
-            _ => full.push(candidate.id),
+        let Some(best) = best.into_iter().next() else { return Ok(None) };
+        match take_as(conn, best.id, wish, now).await? {
+            Some(engine) => return Ok(Some((best.id, engine))),
+            // A concurrent transaction filled or changed it: look for another one.
+            None => lost.push(best.id),
         }
     }
+}
+
+/// Takes a place on the server `id`, for a session that moves there; false when it may take none.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn take(conn: &mut SystemConn, id: WahaServerId, now: DateTime<Utc>) -> Result<bool, DbError> {
+    Ok(take_as(conn, id, &PlaceWish::default(), now).await?.is_some())
+}
+
+/// Waits for whoever is taking a place there right now, and then looks at the row as they left it.
+async fn take_as(
+    conn: &mut SystemConn,
+    id: WahaServerId,
+    wish: &PlaceWish,
+    now: DateTime<Utc>,
+) -> Result<Option<Engine>, DbError> {
+    let taken: Vec<Candidate> = sql(TAKE)
+        .bind::<Nullable<Text>, _>(wish.engine.map(Engine::as_str))
+        .bind::<Array<Text>, _>(&wish.labels)
+        .bind::<Array<Text>, _>(unfit())
+        .bind::<SqlUuid, _>(id)
+        .bind::<Timestamptz, _>(now)
+        .prepared()
+        .load(&mut **conn)
+        .await?;
+    Ok(taken.into_iter().next().and_then(|taken| taken.engine.parse().ok()))
+}
+
+/// The limitations that keep sessions away.
+pub(super) fn unfit() -> Vec<&'static str> {
+    Limitation::ALL.into_iter().filter(|limit| limit.keeps_sessions_away()).map(Limitation::as_str).collect()
 }
 
 /// Gives the place of a removed session back.
@@ -313,27 +419,36 @@ pub async fn release(conn: &mut SystemConn, id: WahaServerId, now: DateTime<Utc>
     Ok(())
 }
 
-/// Notes how a server fared; `seen` is WAHA's version and start time, when it answered.
+/// Notes what a server, registered with `engine`, said when it was asked; what it did not say stays as it was.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn record_health(
     conn: &mut SystemConn,
     id: WahaServerId,
-    health: ServerHealth,
-    seen: Option<(&str, Option<i64>)>,
+    engine: Engine,
+    probe: &Probe,
     now: DateTime<Utc>,
 ) -> Result<(), DbError> {
     let text = "UPDATE waha_servers SET health = $2, waha_version = coalesce($3, waha_version), \
                 start_timestamp = coalesce($4, start_timestamp), \
-                last_seen_at = CASE WHEN $2 = 'healthy' THEN $5 ELSE last_seen_at END \
+                last_seen_at = CASE WHEN $2 = 'healthy' THEN $5 ELSE last_seen_at END, \
+                reported_engine = coalesce($6, reported_engine), limitations = coalesce($7, limitations), \
+                unreachable_since = CASE WHEN $2 = 'unreachable' THEN coalesce(unreachable_since, $5) END \
                 WHERE id = $1 AND deleted_at IS NULL";
+    let version = probe.version.as_ref();
+    let started = probe.started_at.filter(|_| probe.health == ServerHealth::Healthy);
+    let limitations: Option<Vec<&str>> =
+        version.map(|version| version.limitations(engine).into_iter().map(Limitation::as_str).collect());
     sql(text)
         .bind::<SqlUuid, _>(id)
-        .bind::<Text, _>(health.as_str())
-        .bind::<Nullable<Text>, _>(seen.map(|seen| seen.0))
-        .bind::<Nullable<BigInt>, _>(seen.and_then(|seen| seen.1))
+        .bind::<Text, _>(probe.health.as_str())
+        .bind::<Nullable<Text>, _>(version.map(|version| version.version.as_str()))
+        // Only with a look at its sessions, which one that is not healthy does not get.
+        .bind::<Nullable<BigInt>, _>(started.map(|at| at.timestamp_millis()))
         .bind::<Timestamptz, _>(now)
+        .bind::<Nullable<Text>, _>(version.and_then(|version| version.engine).map(Engine::as_str))
+        .bind::<Nullable<Array<Text>>, _>(limitations)
         .prepared()
         .execute(&mut **conn)
         .await?;

@@ -2,23 +2,26 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use serde::{Deserialize as _, Serialize};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::dispatch::pacing::Pacing;
 use crate::dispatch::windows::Windows;
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
 use crate::sessions::change::Settings;
+use crate::sessions::pairing::ROTATIONS;
 
 /// The columns of [`SessionRow`] from the aliases `s` (session) and `l` (its lane).
 macro_rules! session_columns {
     () => {
         "s.tenant_id, s.id, s.name, s.engine, s.status, s.external_session_id, s.waha_server_id, s.phone, s.push_name, \
          s.error_message, s.pacing, s.config, s.metadata, s.last_activity_at, s.version, s.created_at, s.updated_at, \
-         s.qr_expires_at, s.desired, l.queued, s.windows, s.check_numbers, s.restriction_kind, s.restriction_since, \
+         s.qr_expires_at, s.qr_shown, s.pairing_step, s.working_from, s.desired, l.queued, s.windows, s.check_numbers, s.restriction_kind, s.restriction_since, \
          CASE WHEN isfinite(s.restriction_until) THEN s.restriction_until END AS restriction_until, \
-         l.tenant_paused_at, l.tenant_pause_reason"
+         l.tenant_paused_at, l.tenant_pause_reason, s.labels, s.proxy, s.needs_rescan, \
+         (SELECT jsonb_build_object('verdict', v.verdict, 'since', v.verdict_since, 'evidence', v.evidence) \
+          FROM session_vitals v WHERE v.tenant_id = s.tenant_id AND v.session_id = s.id) AS health"
     };
 }
 pub(crate) use session_columns;
@@ -63,6 +66,12 @@ pub struct SessionRow {
     pub updated_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub qr_expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = SmallInt)]
+    pub qr_shown: i16,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub pairing_step: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub working_from: Option<DateTime<Utc>>,
     #[diesel(sql_type = Text)]
     pub desired: String,
     #[diesel(sql_type = Integer)]
@@ -81,6 +90,14 @@ pub struct SessionRow {
     pub tenant_paused_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Text>)]
     pub tenant_pause_reason: Option<String>,
+    #[diesel(sql_type = Array<Text>)]
+    pub labels: Vec<String>,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub proxy: Option<serde_json::Value>,
+    #[diesel(sql_type = Bool)]
+    pub needs_rescan: bool,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub health: Option<serde_json::Value>,
 }
 
 impl SessionRow {
@@ -119,6 +136,20 @@ pub struct Restriction<'a> {
     pub until: Option<DateTime<Utc>>,
 }
 
+/// What is thought of a session that says it works.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `healthy`; `suspect`: it is far more silent than usual, or its messages are not acknowledged, and WhatsApp could not be
+    /// asked yet; `dead`: it works in name only.
+    #[schema(pattern = "^(healthy|suspect|dead)$")]
+    pub verdict: String,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// Why, in words.
+    #[schema(example = json!(["3 messages in a row without an acknowledgement of WhatsApp's"]))]
+    pub evidence: Vec<String>,
+}
+
 /// That sending is paused by the tenant.
 #[derive(Serialize, ToSchema)]
 pub struct Paused<'a> {
@@ -127,6 +158,38 @@ pub struct Paused<'a> {
     pub reason: Option<&'a str>,
     /// Since when.
     pub since: DateTime<Utc>,
+}
+
+/// What a session's connection to WhatsApp goes through. The password is never shown.
+#[derive(ToSchema)]
+#[schema(as = SessionProxy, example = json!({"server": "proxy.example.net:3128", "username": "acme"}))]
+#[expect(dead_code, reason = "describes what is kept as JSON")]
+pub struct ShownProxy {
+    /// `host:port`.
+    server: String,
+    /// The name it knows the session by.
+    #[schema(required = false)]
+    username: Option<String>,
+}
+
+/// How far pairing has come.
+#[derive(Serialize, ToSchema)]
+pub struct Pairing<'a> {
+    /// What the session waits for: `qr` (a scan of its QR code, or a pairing code), `passkey` (an assertion by the account's
+    /// passkey) or `passkey_confirmation` (that the code it shows is the one on the phone).
+    #[schema(example = "qr")]
+    pub step: &'a str,
+    /// Which QR code is on show, counted from 1; with the step `qr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1)]
+    pub rotation: Option<i16>,
+    /// How many there are before the session fails; with the step `qr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 6)]
+    pub of: Option<i16>,
+    /// When the next QR code replaces it; with the step `qr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// A WhatsApp session: one number, paired or to be paired.
@@ -155,6 +218,9 @@ pub struct Session<'a> {
     pub push_name: Option<&'a str>,
     /// What is wrong with it.
     pub error_message: Option<&'a str>,
+    /// Present while it is `scan_qr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairing: Option<Pairing<'a>>,
     /// How fast its messages may leave.
     #[schema(value_type = Pacing)]
     pub pacing: &'a serde_json::Value,
@@ -170,8 +236,22 @@ pub struct Session<'a> {
     /// Present while sending is paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<Paused<'a>>,
+    /// Whether it is alive, as far as is known; present while it is `working`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Present, and true, while its WAHA server is to be emptied and the session can leave it only by being logged out and
+    /// paired anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub needs_rescan: bool,
     /// Messages waiting for their turn.
     pub queued: i32,
+    /// Labels that its WAHA server was asked to have.
+    pub labels: &'a [String],
+    /// The proxy its connection goes through, from its next start on; absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ShownProxy>)]
+    pub proxy: Option<&'a serde_json::Value>,
     /// The tenant's own settings of the session.
     pub config: &'a serde_json::Value,
     /// The tenant's own data.
@@ -199,6 +279,15 @@ impl<'a> From<&'a SessionRow> for Session<'a> {
             phone: row.phone.as_deref(),
             push_name: row.push_name.as_deref(),
             error_message: row.error_message.as_deref(),
+            pairing: row.pairing_step.as_deref().filter(|_| row.status == "scan_qr").map(|step| {
+                let of_code = step == "qr";
+                Pairing {
+                    step,
+                    rotation: of_code.then_some(row.qr_shown),
+                    of: of_code.then_some(ROTATIONS),
+                    expires_at: row.qr_expires_at.filter(|_| of_code),
+                }
+            }),
             pacing: &row.pacing,
             windows: row.windows.as_ref(),
             check_numbers: row.check_numbers,
@@ -208,7 +297,15 @@ impl<'a> From<&'a SessionRow> for Session<'a> {
                 until: row.restriction_until,
             }),
             paused: row.tenant_paused_at.map(|since| Paused { reason: row.tenant_pause_reason.as_deref(), since }),
+            health: row
+                .health
+                .as_ref()
+                .filter(|_| row.status == "working")
+                .and_then(|health| Health::deserialize(health).ok()),
             queued: row.queued,
+            labels: &row.labels,
+            proxy: row.proxy.as_ref(),
+            needs_rescan: row.needs_rescan,
             config: &row.config,
             metadata: &row.metadata,
             last_activity_at: row.last_activity_at,

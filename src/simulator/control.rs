@@ -14,9 +14,11 @@ use super::brakes::{Capping, Timelock};
 use super::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
 use super::ledger::Ledger;
 use super::numbers;
+use super::pairing::Passkey;
 use super::routes::Call;
 use super::sends;
-use super::session::{Session, Status};
+use super::session::Session;
+use super::troubles::{self, RestartPlan};
 use super::world::{World, lock};
 
 /// Why a control call could not be done.
@@ -49,7 +51,7 @@ pub struct SessionView {
 /// A handle on a running simulator; clones share it.
 #[derive(Clone)]
 pub struct Control {
-    world: Arc<World>,
+    pub(super) world: Arc<World>,
 }
 
 impl Control {
@@ -61,7 +63,7 @@ impl Control {
         self.world.stop();
     }
 
-    fn session(&self, name: &str) -> Result<Arc<Session>, ControlError> {
+    pub(super) fn session(&self, name: &str) -> Result<Arc<Session>, ControlError> {
         self.world.session(name).ok_or(ControlError::NoSuchSession)
     }
 
@@ -71,6 +73,16 @@ impl Control {
     /// The session does not exist or shows no code.
     pub fn scan(&self, session: &str) -> Result<(), ControlError> {
         if self.session(session)?.scan(&self.world, None) { Ok(()) } else { Err(ControlError::NoQrCode) }
+    }
+
+    /// From now on WhatsApp asks for the account's passkey after a scan (on GOWS), and with `confirm` for a confirmation after
+    /// that.
+    ///
+    /// # Errors
+    /// The session does not exist.
+    pub fn require_passkey(&self, session: &str, confirm: bool) -> Result<(), ControlError> {
+        self.session(session)?.want_passkey(Some(Passkey::new(&self.world, confirm)));
+        Ok(())
     }
 
     /// The phone removes the linked device: the session becomes FAILED and has to be paired anew.
@@ -95,7 +107,7 @@ impl Control {
         if session.me().is_none() {
             return Err(ControlError::NotPaired);
         }
-        session.reconnect(&self.world);
+        session.reconnect(&self.world, None);
         Ok(())
     }
 
@@ -273,12 +285,13 @@ impl Control {
 
     /// WAHA restarts: another `startTimestamp`, waiting webhooks are lost, running sessions start again.
     pub fn restart(&self) {
-        restart(&self.world, Duration::ZERO);
+        self.restart_after(Duration::ZERO);
     }
 
     /// The same with `down` (not scaled) during which no request is answered.
     pub fn restart_after(&self, down: Duration) {
-        restart(&self.world, down);
+        let down_ms = u64::try_from(down.as_millis()).unwrap_or(u64::MAX);
+        self.restart_with(&RestartPlan { down_ms, ..RestartPlan::default() });
     }
 
     /// When this WAHA process started, as `startTimestamp` says it.
@@ -288,30 +301,18 @@ impl Control {
     }
 }
 
-/// The process ends without a word and another one begins.
-pub(super) fn restart(world: &Arc<World>, down: Duration) {
-    world.new_epoch(down);
-    let sessions: Vec<Arc<Session>> = world.sessions().values().cloned().collect();
-    for session in sessions.into_iter().filter(|session| session.current() != Status::Stopped) {
-        if down.is_zero() {
-            session.begin(world);
-            continue;
-        }
-        // Nothing happens in a process that is gone; the next one announces STARTING when it is up.
-        session.vanish();
-        let world = Arc::clone(world);
-        let runtime = world.runtime.clone();
-        drop(runtime.spawn(async move {
-            world.clock.sleep(down).await;
-            session.begin(&world);
-        }));
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Named {
     session: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asking {
+    session: String,
+    #[serde(default)]
+    confirm: bool,
 }
 
 #[derive(Deserialize)]
@@ -346,12 +347,6 @@ struct Repeats {
     show: bool,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Restart {
-    down_ms: u64,
-}
-
 /// One call under `/_simulator/`, named by method and last segment.
 pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
     let control = Control::new(Arc::clone(world));
@@ -369,6 +364,8 @@ pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
         }
         "GET sessions" => Answer::of(200, &control.sessions()),
         "POST scan" => body(call).map_or_else(invalid, |Named { session }| done(control.scan(&session))),
+        "POST passkey" => body(call)
+            .map_or_else(invalid, |Asking { session, confirm }| done(control.require_passkey(&session, confirm))),
         "POST phone-logout" => {
             body(call).map_or_else(invalid, |Named { session }| done(control.phone_logout(&session)))
         }
@@ -399,14 +396,7 @@ pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
             Answer::empty(204)
         }
         "POST fleet" => super::fleet::answer(world, call),
-        "POST restart" => {
-            let asked = if call.body.is_null() { Ok(Restart::default()) } else { body(call) };
-            asked.map_or_else(invalid, |Restart { down_ms }| {
-                control.restart_after(Duration::from_millis(down_ms));
-                Answer::empty(204)
-            })
-        }
-        _ => Answer::unknown_route(&call.method, &call.path),
+        _ => troubles::answer(&control, name, call).unwrap_or_else(|| Answer::unknown_route(&call.method, &call.path)),
     }
 }
 

@@ -126,6 +126,12 @@ pub enum Fault {
     /// 500 "server returned error 400", as GOWS answers every send of a session that has to be restarted. Not sent.
     #[serde(rename = "refused_400")]
     Refused400,
+    /// 500, as of a session whose lifecycle lock is taken. Nothing happens.
+    #[serde(rename = "locked_500")]
+    Locked500,
+    /// 422 of a session that is busy with another lifecycle call. Nothing happens.
+    #[serde(rename = "locked_422")]
+    Locked422,
     /// A proxy's page. Not sent.
     #[serde(rename = "bad_gateway_502")]
     BadGateway502,

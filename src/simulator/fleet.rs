@@ -35,7 +35,7 @@ pub(super) fn answer(world: &Arc<World>, call: &Call) -> Answer {
     };
     for member in fleet.sessions {
         let session = Session::new(world, &member.name, Some(member.config));
-        session.work_as(&member.number);
+        session.work_as(world, &member.number);
         world.sessions_mut().insert(Arc::clone(&session.name), session);
     }
     world.changed.send_replace(());

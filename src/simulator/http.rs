@@ -18,7 +18,7 @@ use super::routes::{self, Call, Found, Route};
 use super::sends::{self, PostGuard};
 use super::session::Session;
 use super::world::World;
-use super::{content, control, lifecycle, pairing, read_back};
+use super::{content, control, lifecycle, pairing, read_back, troubles};
 
 /// Media come as base64 in the body; this is more than WhatsApp takes.
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
@@ -157,6 +157,10 @@ fn before(world: &World, fault: Fault, name: &str, session: Option<&Session>, ca
         Fault::TooMany429 => Answer::nest(429, "Too Many Requests"),
         Fault::Error500Before => sends::connection_closed(world, call),
         Fault::Refused400 => sends::refused_by_whatsapp(world, call, 400),
+        Fault::Locked500 => lifecycle::busy(),
+        Fault::Locked422 => {
+            Answer::nest(422, &format!("Session '{name}' is busy with another operation. Try again later."))
+        }
         Fault::BadGateway502 => Answer::proxy_page(502),
         Fault::Unavailable503 => Answer::proxy_page(503),
         _ => return None,
@@ -201,7 +205,7 @@ async fn perform(
         Route::Version => Answer::json(200, world.environment.clone()),
         Route::ServerStatus => lifecycle::server_status(&world),
         Route::ServerStop => {
-            control::restart(&world, Duration::ZERO);
+            troubles::restart(&world, &troubles::RestartPlan::default());
             Answer::json(201, r#"{"stopping":true}"#)
         }
         Route::ListSessions => lifecycle::list(&world, &call),
@@ -222,6 +226,13 @@ async fn perform(
                 (Route::Send(endpoint), Some(post)) => sends::send(world, session, endpoint, call, post, fault).await,
                 (Route::Qr, _) => pairing::qr(&world, &session, &call).await,
                 (Route::RequestCode, _) => pairing::request_code(&world, &session).await,
+                (
+                    route @ (Route::PasskeyChallenge
+                    | Route::Passkey
+                    | Route::PasskeyConfirmation
+                    | Route::PasskeyConfirm),
+                    _,
+                ) => pairing::passkey(&world, &session, &route, &call),
                 (route, _) => read_back::answer(&world, &session, route, &call).await,
             }
         }

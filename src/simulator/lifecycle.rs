@@ -190,7 +190,8 @@ async fn turn<'a>(world: &World, session: &'a Session) -> Option<tokio::sync::Mu
     }
 }
 
-fn busy() -> Answer {
+/// The session's lock is taken for too long.
+pub(super) fn busy() -> Answer {
     Answer::json(500, r#"{"statusCode":500,"message":"Internal server error"}"#)
 }
 

@@ -47,6 +47,9 @@ mod routes;
 mod sends;
 mod session;
 mod shapes;
+mod storage;
+mod troubles;
+mod waiting;
 mod webhooks;
 mod world;
 
@@ -65,6 +68,8 @@ pub use self::control::{Control, ControlError, SessionView};
 pub use self::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
 pub use self::ledger::{Ledger, LedgerEntry, PostRecord};
 pub use self::numbers::HELP as NUMBERS_HELP;
+pub use self::storage::{Conflict, Run, Storage};
+pub use self::troubles::{RestartPlan, Zombie, ZombieQueries};
 use self::world::World;
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
@@ -76,6 +81,7 @@ Control endpoints (same X-Api-Key):
   DELETE /_simulator/ledger                  forget it
   GET    /_simulator/sessions                name, status, number
   POST   /_simulator/scan                    {\"session\"}                 the phone scans the QR code
+  POST   /_simulator/passkey                 {\"session\",\"confirm\"}       WhatsApp asks for the passkey after a scan (GOWS)
   POST   /_simulator/phone-logout            {\"session\"}                 the phone removes the linked device
   POST   /_simulator/flap                    {\"session\"}                 the connection drops and comes back
   POST   /_simulator/inbound                 {\"session\",\"from\",\"text\"}   somebody writes to the session
@@ -85,7 +91,15 @@ Control endpoints (same X-Api-Key):
   POST   /_simulator/faults                  {\"rules\":[{\"endpoint\",\"session\",\"nth\",\"times\",\"probability\",\"until_restart\",\"fault\"}],\"webhooks\":{..}}
   DELETE /_simulator/faults                  no faults any more
   POST   /_simulator/fleet                   {\"sessions\":[{\"name\",\"number\",\"config\"}]}  sessions that are WORKING at once
-  POST   /_simulator/restart                 {\"down_ms\"}                 WAHA restarts; webhook retries are lost";
+  POST   /_simulator/restart                 {\"down_ms\",\"missing\",\"wiped\",\"stopped\",\"delay_ms\",\"gap_ms\"}   WAHA restarts; webhook retries are lost
+  POST   /_simulator/zombie                  {\"session\",\"survives\",\"queries\"}   WORKING in name only, until it is started anew
+  POST   /_simulator/revive                  {\"session\"}                 it lives again by itself
+  POST   /_simulator/outage                  {\"on\"}                      WhatsApp refuses every session: FAILED, still paired
+  POST   /_simulator/stuck                   {\"session\",\"starts\"}        its next starts stay STARTING
+  POST   /_simulator/down                    {\"session\",\"for_ms\"}        the connection drops and comes back after that time
+  POST   /_simulator/lock                    {\"session\",\"for_ms\"}        lifecycle calls find it busy
+  GET    /_simulator/lifecycle[?session=NAME]   the calls that steered sessions
+  GET    /_simulator/runs                    when which session ran here";
 
 /// WAHA's engine: decides the shape of answers and whether a message id may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,6 +169,8 @@ pub struct SimulatorConfig {
     pub time_scale: f64,
     /// A session that waits for a scan is scanned by itself, about 2 s (scaled) after its first QR code.
     pub auto_pair: bool,
+    /// Where pairings are kept; one that several simulators share lets sessions move between them.
+    pub storage: Storage,
     /// The source of time.
     pub clock: Clock,
     /// The source of chance.
@@ -170,6 +186,7 @@ impl Default for SimulatorConfig {
             version: "2026.7.1".to_owned(),
             time_scale: 1.0,
             auto_pair: false,
+            storage: Storage::default(),
             clock: Clock::running(),
             chance: Chance::from_system(),
         }

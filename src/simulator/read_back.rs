@@ -1,6 +1,7 @@
 //! What can be asked of a running session: messages, chats, numbers, hidden ids, and small gestures.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -10,12 +11,15 @@ use super::ids;
 use super::ledger::Entry;
 use super::numbers;
 use super::routes::{Call, Route};
-use super::sends::bare_id;
+use super::sends::{self, bare_id};
 use super::session::{Session, Status};
 use super::shapes::{Shape, ack_name};
+use super::troubles::ZombieQueries;
 use super::webhooks::{self, Event};
 use super::world::{World, lock};
 
+/// How long the engine waits for an answer of WhatsApp's.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(120);
 const NO_STORE: &str = "Enable NOWEB store \"config.noweb.store.enabled=True\" and \"config.noweb.store.full_sync=True\" when starting a new session. Read more: https://waha.devlike.pro/docs/engines/noweb#store";
 
 pub(super) async fn answer(
@@ -33,6 +37,12 @@ pub(super) async fn answer(
     );
     if needs_store && !session.has_store() {
         return Answer::nest(400, NO_STORE);
+    }
+    if let Some(zombie) = session.zombie().filter(|_| asks_whatsapp(&route)) {
+        if zombie.queries == ZombieQueries::Hang {
+            world.pause(QUERY_TIMEOUT).await;
+        }
+        return sends::connection_closed(world, call);
     }
     match route {
         Route::CheckExists => check_exists(world, call),
@@ -65,6 +75,22 @@ pub(super) async fn answer(
         Route::Chats | Route::Overview => chats(world, session, route == Route::Overview, call),
         _ => Answer::nest(404, "Not Found"),
     }
+}
+
+/// Whether the call needs an answer of WhatsApp's; the rest is known to the engine.
+fn asks_whatsapp(route: &Route) -> bool {
+    matches!(
+        route,
+        Route::CheckExists
+            | Route::LidOfPhone(_)
+            | Route::Gesture(_)
+            | Route::Reaction
+            | Route::Edit(..)
+            | Route::Revoke(..)
+            | Route::ReadChat(_)
+            | Route::Timelock
+            | Route::Capping
+    )
 }
 
 fn is_registered(world: &World, number: &str) -> bool {

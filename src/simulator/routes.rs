@@ -50,6 +50,10 @@ pub(super) enum Route {
     Me,
     Qr,
     RequestCode,
+    PasskeyChallenge,
+    Passkey,
+    PasskeyConfirmation,
+    PasskeyConfirm,
     CheckExists,
     Lids,
     LidCount,
@@ -172,6 +176,14 @@ fn find_of_session(method: &str, segments: &[&str]) -> Option<Found> {
     match (method, rest) {
         ("GET", ["auth", "qr"]) => found(Route::Qr, "/api/{session}/auth/qr"),
         ("POST", ["auth", "request-code"]) => found(Route::RequestCode, "/api/{session}/auth/request-code"),
+        ("GET", ["auth", "passkey", "challenge"]) => {
+            found(Route::PasskeyChallenge, "/api/{session}/auth/passkey/challenge")
+        }
+        ("POST", ["auth", "passkey"]) => found(Route::Passkey, "/api/{session}/auth/passkey"),
+        ("GET", ["auth", "passkey", "confirmation"]) => {
+            found(Route::PasskeyConfirmation, "/api/{session}/auth/passkey/confirmation")
+        }
+        ("POST", ["auth", "passkey", "confirm"]) => found(Route::PasskeyConfirm, "/api/{session}/auth/passkey/confirm"),
         ("GET", ["lids"]) => found(Route::Lids, "/api/{session}/lids"),
         ("GET", ["lids", "count"]) => found(Route::LidCount, "/api/{session}/lids/count"),
         ("GET", ["lids", "pn", phone]) => {

@@ -68,7 +68,8 @@ impl PostGuard {
         };
         let mailbox = match session {
             Some(session) => Arc::clone(&session.mailbox),
-            None if endpoint == "create" => world.mailbox(&Arc::from(name)),
+            // What steers a session is kept even when it does not exist.
+            None if is_lifecycle(route) && !name.is_empty() => world.mailbox(&Arc::from(name)),
             None => return None,
         };
         let start = PostStart {
@@ -94,6 +95,11 @@ impl PostGuard {
     }
 }
 
+fn is_lifecycle(route: &Route) -> bool {
+    use Route::{CreateSession, DeleteSession, Logout, Restart, Start, Stop, UpdateSession};
+    matches!(route, CreateSession | DeleteSession | Logout | Restart | Start | Stop | UpdateSession)
+}
+
 impl Drop for PostGuard {
     fn drop(&mut self) {
         let tick = self.world.next_tick();
@@ -114,6 +120,7 @@ pub(super) async fn send(
     if let Err(status) = session.expect(&world, Status::Working).await {
         return Answer::wrong_state(&session.name, status.name(), &["WORKING"]);
     }
+    let fault = fault.or_else(|| session.is_undead().then_some(Fault::Swallowed));
     let kind = ENDPOINTS.iter().find(|(name, _)| *name == endpoint).map_or("text", |(_, kind)| *kind);
     let Some(chat) = call.text("chatId") else {
         return type_error(&world, &call, "includes");
@@ -248,7 +255,7 @@ async fn life(world: Arc<World>, session: Arc<Session>, index: u32, fate: Fate, 
 }
 
 async fn acked(world: &Arc<World>, session: &Arc<Session>, index: u32, ack: i8, fate: Fate) -> bool {
-    if !session.working().await {
+    if !session.alive().await {
         return false;
     }
     let me = session.me();
@@ -278,7 +285,7 @@ pub(super) async fn receive(
     text: &str,
     id: Option<&str>,
 ) -> Option<String> {
-    if !session.working().await {
+    if !session.alive().await {
         return None;
     }
     let now: DateTime<Utc> = world.now();

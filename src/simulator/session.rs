@@ -13,6 +13,8 @@ use super::brakes::{self, Brakes};
 use super::ids;
 use super::ledger::Mailbox;
 use super::numbers;
+use super::pairing::Passkey;
+use super::troubles::Zombie;
 use super::webhooks::{self, Event, Hook};
 use super::world::{World, lock};
 
@@ -39,6 +41,8 @@ pub(super) enum Status {
     Stopped,
     Starting,
     ScanQrCode,
+    PasskeyRequired,
+    PasskeyConfirmationRequired,
     Working,
     Failed,
 }
@@ -49,6 +53,8 @@ impl Status {
             Self::Stopped => "STOPPED",
             Self::Starting => "STARTING",
             Self::ScanQrCode => "SCAN_QR_CODE",
+            Self::PasskeyRequired => "PASSKEY_REQUIRED",
+            Self::PasskeyConfirmationRequired => "PASSKEY_CONFIRMATION_REQUIRED",
             Self::Working => "WORKING",
             Self::Failed => "FAILED",
         }
@@ -79,15 +85,21 @@ impl Me {
             capping: None,
         }
     }
+
+    fn number(&self) -> &str {
+        self.id.split('@').next().unwrap_or_default()
+    }
 }
 
 pub(super) struct Session {
     pub name: Arc<str>,
     /// One lifecycle call at a time.
-    pub lifecycle: tokio::sync::Mutex<()>,
+    pub lifecycle: Arc<tokio::sync::Mutex<()>>,
     pub status: watch::Sender<Status>,
     pub mailbox: Arc<Mutex<Mailbox>>,
     deleted: AtomicBool,
+    /// Whether `inner.zombie` is there; asked for each event.
+    undead: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -101,12 +113,29 @@ struct Inner {
     /// Changes with every start, stop and scan; what an older one planned no longer happens.
     generation: u64,
     qr: Option<String>,
+    /// What WhatsApp asks for after the scan.
+    passkey: Option<Passkey>,
     activity: Option<i64>,
     store: bool,
     acks: bool,
     brakes: Brakes,
+    /// WORKING in name only.
+    zombie: Option<Zombie>,
     /// Messages up to this sequence were lost with the data of a logout.
     forgotten: u64,
+}
+
+impl Inner {
+    /// Paired with the account of `number`, as WhatsApp restricts it, or with none.
+    fn adopt(&mut self, number: Option<&str>) {
+        let me = number.map(|number| {
+            let timelock = self.brakes.timelock.map(|lock| brakes::timelock_json(Some(lock)));
+            let capping = self.brakes.capping.map(|capping| brakes::capping_json(Some(capping)));
+            Me { timelock, capping, ..Me::of(number) }
+        });
+        self.me_json = me.as_ref().and_then(|me| serde_json::to_string(me).ok()).map(Arc::from);
+        self.me = me.map(Arc::new);
+    }
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -136,9 +165,10 @@ impl Session {
         let name: Arc<str> = Arc::from(name);
         let session = Self {
             mailbox: world.mailbox(&name),
-            lifecycle: tokio::sync::Mutex::new(()),
+            lifecycle: Arc::default(),
             status: watch::Sender::new(Status::Stopped),
             deleted: AtomicBool::new(false),
+            undead: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 config: None,
                 hooks: Arc::from([]),
@@ -148,15 +178,18 @@ impl Session {
                 history: VecDeque::new(),
                 generation: 0,
                 qr: None,
+                passkey: None,
                 activity: None,
                 store: true,
                 acks: true,
                 brakes: Brakes::default(),
+                zombie: None,
                 forgotten: world.sequence(),
             }),
             name,
         };
         session.configure(world, config);
+        lock(&session.inner).adopt(world.storage.number(&session.name).as_deref());
         Arc::new(session)
     }
 
@@ -234,7 +267,7 @@ impl Session {
 
     /// Enters a status and tells the webhooks; false when `generation` is past.
     fn enter(&self, world: &Arc<World>, status: Status, generation: Option<u64>, qr: Option<String>) -> bool {
-        let payload = {
+        let (payload, others) = {
             let mut inner = lock(&self.inner);
             if generation.is_some_and(|generation| generation != inner.generation) {
                 return false;
@@ -245,14 +278,39 @@ impl Session {
                 inner.history.pop_front();
             }
             self.status.send_replace(status);
+            let runs = !matches!(status, Status::Stopped | Status::Failed);
+            let others = self.put_down(world, runs);
             let timelock = inner.brakes.timelock.filter(|_| status == Status::Working);
-            let data = timelock.map(|lock| serde_json::json!({"reachoutTimelock": brakes::timelock_json(Some(lock))}));
+            let timelock =
+                timelock.map(|lock| serde_json::json!({"reachoutTimelock": brakes::timelock_json(Some(lock))}));
+            let data = inner.passkey.as_ref().and_then(|passkey| passkey.data(status)).or(timelock);
             let payload = StatusPayload { name: &self.name, status, statuses: &inner.history, data };
-            serde_json::to_string(&payload).unwrap_or_default()
+            (serde_json::to_string(&payload).unwrap_or_default(), others)
         };
         world.changed.send_replace(());
         webhooks::emit(world, self, &[Event::SessionStatus], &payload);
+        if !others.is_empty() {
+            for other in others {
+                if let Some(session) = other.session(&self.name) {
+                    session.fail(&other);
+                }
+            }
+            self.fail(world);
+        }
         true
+    }
+
+    /// Puts down whether the session runs here; under its lock, in the order of its statuses. Answers the servers that run it as
+    /// well: then WhatsApp throws all of them out.
+    fn put_down(&self, world: &Arc<World>, runs: bool) -> Vec<Arc<World>> {
+        let now = world.now();
+        if runs {
+            lock(&world.runs).begins(&self.name, now);
+            return world.storage.begins(&self.name, world, now);
+        }
+        lock(&world.runs).ends(&self.name, now);
+        world.storage.ends(&self.name, world.server);
+        Vec::new()
     }
 
     pub fn brakes(&self) -> Brakes {
@@ -265,15 +323,10 @@ impl Session {
             let mut inner = lock(&self.inner);
             let before = inner.brakes.timelock;
             change(&mut inner.brakes);
-            let Brakes { timelock, capping } = inner.brakes;
-            if let Some(me) = &inner.me {
-                let timelock = timelock.map(|lock| brakes::timelock_json(Some(lock)));
-                let capping = capping.map(|capping| brakes::capping_json(Some(capping)));
-                let me = Me { timelock, capping, ..Me::clone(me) };
-                inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
-                inner.me = Some(Arc::new(me));
+            if let Some(number) = inner.me.as_ref().map(|me| me.number().to_owned()) {
+                inner.adopt(Some(&number));
             }
-            before != timelock && *self.status.borrow() == Status::Working
+            before != inner.brakes.timelock && *self.status.borrow() == Status::Working
         };
         if told_again {
             self.enter(world, Status::Working, None, None);
@@ -283,26 +336,43 @@ impl Session {
     /// Starts from nothing: STARTING now, then WORKING if paired, or QR codes.
     pub fn begin(self: &Arc<Self>, world: &Arc<World>) {
         world.faults.restarted(&self.name);
-        self.connect(world);
+        {
+            let mut inner = lock(&self.inner);
+            inner.zombie =
+                inner.zombie.and_then(|zombie| Some(Zombie { survives: zombie.survives.checked_sub(1)?, ..zombie }));
+            self.undead.store(inner.zombie.is_some(), Ordering::Relaxed);
+        }
+        let sticks = world.troubles.sticks(&self.name);
+        self.connect(world, None, sticks);
     }
 
-    fn connect(self: &Arc<Self>, world: &Arc<World>) {
+    /// STARTING, for `down` if that is given, and for ever if it `sticks`.
+    fn connect(self: &Arc<Self>, world: &Arc<World>, down: Option<Duration>, sticks: bool) {
         let generation = {
             let mut inner = lock(&self.inner);
             inner.generation += 1;
             inner.history.clear();
             inner.activity = None;
+            // Another server may have paired it, or logged it out.
+            inner.adopt(world.storage.number(&self.name).as_deref());
             inner.generation
         };
         self.enter(world, Status::Starting, Some(generation), None);
+        if sticks {
+            return;
+        }
         let (session, world_of_task) = (Arc::clone(self), Arc::clone(world));
-        world.runtime.spawn(async move { session.start_up(&world_of_task, generation).await });
+        world.runtime.spawn(async move { session.start_up(&world_of_task, generation, down).await });
     }
 
-    async fn start_up(self: Arc<Self>, world: &Arc<World>, generation: u64) {
-        world.pause(START_UP).await;
+    async fn start_up(self: Arc<Self>, world: &Arc<World>, generation: u64, down: Option<Duration>) {
+        match down {
+            Some(down) => world.clock.sleep(down).await,
+            None => world.pause(START_UP).await,
+        }
         if self.me().is_some() {
-            self.enter(world, Status::Working, Some(generation), None);
+            let status = if world.troubles.refused() { Status::Failed } else { Status::Working };
+            self.enter(world, status, Some(generation), None);
             return;
         }
         for (turn, lifetime) in QR_LIFETIMES.into_iter().enumerate() {
@@ -330,27 +400,64 @@ impl Session {
                 return false;
             }
             inner.generation += 1;
-            let number = world.next_number();
-            let me = Me::of(&number);
-            inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
-            inner.me = Some(Arc::new(me));
+            if let Some(passkey) = &mut inner.passkey {
+                passkey.renew(world);
+                let generation = inner.generation;
+                drop(inner);
+                return self.enter(world, Status::PasskeyRequired, Some(generation), None);
+            }
             inner.generation
         };
+        self.link(world, generation);
+        true
+    }
+
+    /// WhatsApp asks for a passkey after every scan, and with `Passkey::confirm` for a confirmation after that.
+    pub fn want_passkey(&self, passkey: Option<Passkey>) {
+        lock(&self.inner).passkey = passkey;
+    }
+
+    pub fn passkey(&self) -> Option<Passkey> {
+        lock(&self.inner).passkey.clone()
+    }
+
+    /// The passkey was shown: on to the confirmation, or to WORKING. False when the session has left `from`.
+    pub fn pass(self: &Arc<Self>, world: &Arc<World>, from: Status) -> bool {
+        let (generation, confirm) = {
+            let mut inner = lock(&self.inner);
+            if *self.status.borrow() != from {
+                return false;
+            }
+            inner.generation += 1;
+            let confirm = inner.passkey.as_ref().is_some_and(|passkey| passkey.confirm);
+            (inner.generation, confirm && from == Status::PasskeyRequired)
+        };
+        if confirm {
+            return self.enter(world, Status::PasskeyConfirmationRequired, Some(generation), None);
+        }
+        self.link(world, generation);
+        true
+    }
+
+    /// Paired with a number of its own, and WORKING in a moment.
+    fn link(self: &Arc<Self>, world: &Arc<World>, generation: u64) {
+        let number = world.storage.next_number();
+        world.storage.pair(&self.name, &number);
+        lock(&self.inner).adopt(Some(&number));
         let (session, world_of_task) = (Arc::clone(self), Arc::clone(world));
         world.runtime.spawn(async move {
             world_of_task.pause(LINKING).await;
             session.enter(&world_of_task, Status::Working, Some(generation), None);
         });
-        true
     }
 
     /// Paired with `number` and WORKING at once; nobody is told.
-    pub fn work_as(&self, number: &str) {
-        let me = Me::of(number);
+    pub fn work_as(&self, world: &Arc<World>, number: &str) {
+        world.storage.pair(&self.name, number);
         let mut inner = lock(&self.inner);
-        inner.me_json = serde_json::to_string(&me).ok().map(Arc::from);
-        inner.me = Some(Arc::new(me));
+        inner.adopt(Some(number));
         self.status.send_replace(Status::Working);
+        let _others = self.put_down(world, true);
     }
 
     /// STOPPED at once; the pairing stays.
@@ -360,28 +467,67 @@ impl Session {
         lock(&self.inner).activity = None;
     }
 
-    /// The process is gone: no event, and nothing it planned happens.
-    pub fn vanish(&self) {
+    /// The process is gone: no event, and nothing it planned happens. The next one has the session in `status`, if nothing else
+    /// happens to it: see [`Session::is_still`].
+    pub fn vanish(&self, world: &Arc<World>, status: Status) -> u64 {
         let mut inner = lock(&self.inner);
         inner.generation += 1;
         inner.qr = None;
-        self.status.send_replace(Status::Starting);
+        inner.history.clear();
+        self.status.send_replace(status);
+        let _none = self.put_down(world, false);
+        inner.generation
     }
 
-    /// The connection drops and comes back by itself.
-    pub fn reconnect(self: &Arc<Self>, world: &Arc<World>) {
+    /// Whether nothing was started, stopped or scanned since `generation`.
+    pub fn is_still(&self, generation: u64) -> bool {
+        lock(&self.inner).generation == generation
+    }
+
+    /// The server does not know the session any more; the pairing stays where it is kept.
+    pub fn lose(&self, world: &Arc<World>) {
+        self.vanish(world, Status::Stopped);
+        self.delete();
+    }
+
+    /// The connection drops and comes back by itself, after `down` (not scaled) or as soon as may be.
+    pub fn reconnect(self: &Arc<Self>, world: &Arc<World>, down: Option<Duration>) {
         let activity = self.activity();
-        self.connect(world);
+        self.connect(world, down, false);
         lock(&self.inner).activity = activity;
+    }
+
+    /// WORKING in name only from now on, or no more.
+    pub fn doom(&self, zombie: Option<Zombie>) {
+        lock(&self.inner).zombie = zombie;
+        self.undead.store(zombie.is_some(), Ordering::Relaxed);
+        // Wakes what waits for it to live.
+        self.status.send_modify(|_| ());
+    }
+
+    /// Whether it is WORKING in name only.
+    pub fn is_undead(&self) -> bool {
+        self.undead.load(Ordering::Relaxed)
+    }
+
+    /// In which way it is WORKING in name only.
+    pub fn zombie(&self) -> Option<Zombie> {
+        lock(&self.inner).zombie
     }
 
     /// The pairing and the engine's data are gone.
     pub fn forget(&self, world: &World) {
+        world.storage.unpair(&self.name);
         let mut inner = lock(&self.inner);
-        inner.me = None;
-        inner.me_json = None;
         inner.brakes = Brakes::default();
+        inner.adopt(None);
         inner.forgotten = world.sequence();
+    }
+
+    /// WhatsApp ends the connection and keeps the pairing.
+    pub fn refuse(&self, world: &Arc<World>) {
+        lock(&self.inner).generation += 1;
+        self.enter(world, Status::Failed, None, None);
     }
 
     /// The phone removed the linked device, or WhatsApp did.
@@ -389,33 +535,5 @@ impl Session {
         self.forget(world);
         lock(&self.inner).generation += 1;
         self.enter(world, Status::Failed, None, None);
-    }
-
-    /// Returns once the session is WORKING; false when it was deleted.
-    pub async fn working(&self) -> bool {
-        if self.current() == Status::Working {
-            return true;
-        }
-        let mut status = self.status.subscribe();
-        let wanted = |status: &Status| *status == Status::Working || self.is_deleted();
-        status.wait_for(wanted).await.is_ok_and(|status| *status == Status::Working)
-    }
-
-    /// As WAHA waits for a status: 5 s for the session to run, then 10 s for the status. `Err` has the status it ended with.
-    pub async fn expect(&self, world: &World, expected: Status) -> Result<(), Status> {
-        let wait_for = async |wanted: &(dyn Fn(Status) -> bool + Sync), patience: Duration| {
-            let mut status = self.status.subscribe();
-            tokio::select! {
-                reached = status.wait_for(|status| wanted(*status)) => reached.is_ok(),
-                () = world.pause(patience) => false,
-            }
-        };
-        if self.current() == expected {
-            return Ok(());
-        }
-        if !wait_for(&|status| status != Status::Stopped, Duration::from_secs(5)).await {
-            return Err(self.current());
-        }
-        if wait_for(&|status| status == expected, Duration::from_secs(10)).await { Ok(()) } else { Err(self.current()) }
     }
 }

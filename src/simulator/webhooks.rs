@@ -161,6 +161,10 @@ pub(super) fn emit(world: &Arc<World>, session: &Session, events: &[Event], payl
     if sender.hooks.is_empty() || world.is_stopped() {
         return;
     }
+    // What WAHA itself tells goes out all the same.
+    if session.is_undead() && events != [Event::SessionStatus] {
+        return;
+    }
     let now = world.now();
     let timestamp = now.timestamp_millis();
     let id = ids::ulid(now, &world.chance);

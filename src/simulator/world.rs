@@ -16,7 +16,9 @@ use super::faults::Faults;
 use super::ids;
 use super::ledger::Mailbox;
 use super::numbers::{self, Fate};
-use super::session::Session;
+use super::session::{Session, Status};
+use super::storage::{Runs, Storage};
+use super::troubles::Troubles;
 use super::{Engine, SimulatorConfig};
 use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
@@ -36,6 +38,11 @@ pub(super) struct World {
     pub runtime: Handle,
     pub poster: reqwest::Client,
     pub faults: Faults,
+    pub troubles: Troubles,
+    /// Where pairings are kept, and our number there.
+    pub storage: Storage,
+    pub server: u64,
+    pub runs: Mutex<Runs>,
     /// Whether a repeated id shows another bubble.
     pub repeats_show: AtomicBool,
     /// Wakes whoever waits for something to happen here.
@@ -52,7 +59,6 @@ pub(super) struct World {
     epoch: AtomicU64,
     sequence: AtomicU64,
     ticks: AtomicU64,
-    numbers: AtomicU64,
     last_request_id: AtomicU64,
 }
 
@@ -101,6 +107,10 @@ impl World {
             runtime: Handle::current(),
             poster,
             faults: Faults::default(),
+            troubles: Troubles::default(),
+            server: config.storage.admit(),
+            storage: config.storage,
+            runs: Mutex::default(),
             repeats_show: AtomicBool::new(false),
             changed: watch::Sender::new(()),
             stopped: AtomicBool::new(false),
@@ -113,7 +123,6 @@ impl World {
             epoch: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
-            numbers: AtomicU64::new(0),
             last_request_id: AtomicU64::new(0),
         })
     }
@@ -149,11 +158,6 @@ impl World {
         self.ticks.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A phone number that no other session has: `+1 555 02x xxxx`.
-    pub fn next_number(&self) -> String {
-        format!("155502{:05}", self.numbers.fetch_add(1, Ordering::Relaxed) % 100_000)
-    }
-
     /// Like the real ones: from the time, and never twice.
     pub fn next_request_id(&self) -> String {
         let now = u64::try_from(self.now().timestamp_millis()).unwrap_or(0);
@@ -172,6 +176,11 @@ impl World {
 
     pub fn session(&self, name: &str) -> Option<Arc<Session>> {
         self.sessions().get(name).cloned()
+    }
+
+    /// The sessions that are not STOPPED.
+    pub fn running(&self) -> Vec<Arc<Session>> {
+        self.sessions().values().filter(|session| session.current() != Status::Stopped).cloned().collect()
     }
 
     /// From now on WhatsApp knows the number as `known`, or not at all.
@@ -238,6 +247,8 @@ impl World {
     /// Nothing is posted any more.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+        lock(&self.runs).all_end(self.now());
+        self.storage.all_end(self.server);
         self.new_epoch(Duration::ZERO);
     }
 

@@ -54,6 +54,7 @@ fn describe() {
     );
     crate::broker::describe_metrics();
     crate::delivery::describe_metrics();
+    crate::sessions::liveness::describe_metrics();
 }
 
 /// Everything recorded so far, as Prometheus reads it.

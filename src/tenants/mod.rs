@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Bool, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -37,7 +37,7 @@ impl TenantStatus {
 #[derive(Clone, Debug, Serialize, QueryableByName, ToSchema)]
 #[schema(example = json!({
     "id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3c", "name": "acme", "status": "active", "description": null,
-    "settings": {}, "version": 1, "created_at": "2026-11-21T09:30:00Z", "updated_at": "2026-11-21T09:30:00Z"
+    "settings": {}, "max_sessions": 50, "version": 1, "created_at": "2026-11-21T09:30:00Z", "updated_at": "2026-11-21T09:30:00Z"
 }))]
 pub struct Tenant {
     /// Its id.
@@ -58,6 +58,10 @@ pub struct Tenant {
     #[diesel(sql_type = Jsonb)]
     #[schema(value_type = Object)]
     pub settings: Value,
+    /// How many sessions it may have; null: as many as there is room for. Set from above.
+    #[diesel(sql_type = Nullable<Integer>)]
+    #[schema(required, minimum = 0)]
+    pub max_sessions: Option<i32>,
     /// Counts its changes; for `If-Match`.
     #[diesel(sql_type = BigInt)]
     pub version: i64,
@@ -80,6 +84,8 @@ pub struct TenantChange {
     pub description: Option<Option<String>>,
     /// New settings instead of the old.
     pub settings: Option<Value>,
+    /// How many sessions it may have, or `None` for as many as there is room for. Those it has stay.
+    pub max_sessions: Option<Option<i32>>,
 }
 
 /// The name of the unique constraint on names.
@@ -95,17 +101,19 @@ pub async fn insert(
     name: &str,
     description: Option<&str>,
     settings: &Value,
+    max_sessions: Option<i32>,
     now: DateTime<Utc>,
 ) -> Result<Tenant, DbError> {
-    let text = "INSERT INTO tenants (id, name, description, settings, created_at, updated_at) \
-                VALUES ($1, $2, $3, $4, $5, $5) \
-                RETURNING id, name, status, description, settings, version, created_at, updated_at";
+    let text = "INSERT INTO tenants (id, name, description, settings, max_sessions, created_at, updated_at) \
+                VALUES ($1, $2, $3, $4, $6, $5, $5) \
+                RETURNING id, name, status, description, settings, max_sessions, version, created_at, updated_at";
     Ok(sql(text)
         .bind::<SqlUuid, _>(id)
         .bind::<Text, _>(name)
         .bind::<Nullable<Text>, _>(description)
         .bind::<Jsonb, _>(settings)
         .bind::<Timestamptz, _>(now)
+        .bind::<Nullable<Integer>, _>(max_sessions)
         .prepared()
         .get_result(&mut **conn)
         .await?)
@@ -116,7 +124,7 @@ pub async fn insert(
 /// # Errors
 /// When the database does not answer.
 pub async fn find(conn: &mut AsyncPgConnection, id: TenantId) -> Result<Option<Tenant>, DbError> {
-    let text = "SELECT id, name, status, description, settings, version, created_at, updated_at \
+    let text = "SELECT id, name, status, description, settings, max_sessions, version, created_at, updated_at \
                 FROM tenants WHERE id = $1 AND deleted_at IS NULL";
     let rows: Vec<Tenant> = sql(text).bind::<SqlUuid, _>(id).prepared().load(conn).await?;
     Ok(rows.into_iter().next())
@@ -127,7 +135,7 @@ pub async fn find(conn: &mut AsyncPgConnection, id: TenantId) -> Result<Option<T
 /// # Errors
 /// When the database does not answer.
 pub async fn find_by_name(conn: &mut SystemConn, name: &str) -> Result<Option<Tenant>, DbError> {
-    let text = "SELECT id, name, status, description, settings, version, created_at, updated_at \
+    let text = "SELECT id, name, status, description, settings, max_sessions, version, created_at, updated_at \
                 FROM tenants WHERE name = $1 AND deleted_at IS NULL";
     let rows: Vec<Tenant> = sql(text).bind::<Text, _>(name).prepared().load(&mut **conn).await?;
     Ok(rows.into_iter().next())
@@ -142,7 +150,7 @@ pub async fn list(
     after: Option<(DateTime<Utc>, Uuid)>,
     limit: i64,
 ) -> Result<Vec<Tenant>, DbError> {
-    let text = "SELECT id, name, status, description, settings, version, created_at, updated_at FROM tenants \
+    let text = "SELECT id, name, status, description, settings, max_sessions, version, created_at, updated_at FROM tenants \
                 WHERE deleted_at IS NULL AND ($1 IS NULL OR (created_at, id) < ($1, $2)) \
                 ORDER BY created_at DESC, id DESC LIMIT $3";
     Ok(sql(text)
@@ -169,6 +177,39 @@ pub async fn lock(conn: &mut AsyncPgConnection, id: TenantId) -> Result<Option<i
     Ok(rows.into_iter().next().map(|row| row.version))
 }
 
+/// How many sessions the tenant may have; `None`: as many as there is room for. Its row stays locked until the transaction
+/// ends, so that of two that ask at once the second counts what the first has added.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn lock_session_quota(conn: &mut SystemConn, id: TenantId) -> Result<Option<i32>, DbError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Nullable<Integer>)]
+        max_sessions: Option<i32>,
+    }
+    // Foreign keys to the tenant do not wait for this lock.
+    let text = "SELECT max_sessions FROM tenants WHERE id = $1 FOR NO KEY UPDATE";
+    let rows: Vec<Row> = sql(text).bind::<SqlUuid, _>(id).prepared().load(&mut **conn).await?;
+    Ok(rows.into_iter().next().and_then(|row| row.max_sessions))
+}
+
+/// How many sessions the tenant has, without those that are being deleted.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn sessions(conn: &mut SystemConn, id: TenantId) -> Result<i64, DbError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    let text = "SELECT count(*) AS count FROM waha_sessions \
+                WHERE tenant_id = $1 AND deleted_at IS NULL AND desired <> 'deleted'";
+    let row: Row = sql(text).bind::<SqlUuid, _>(id).prepared().get_result(&mut **conn).await?;
+    Ok(row.count)
+}
+
 /// Changes a tenant, from above.
 ///
 /// # Errors
@@ -181,8 +222,9 @@ pub async fn update(
 ) -> Result<Tenant, DbError> {
     let text = "UPDATE tenants SET name = coalesce($2, name), status = coalesce($3, status), \
                 description = CASE WHEN $4 THEN $5 ELSE description END, settings = coalesce($6, settings), \
+                max_sessions = CASE WHEN $8 THEN $9 ELSE max_sessions END, \
                 version = version + 1, updated_at = $7 WHERE id = $1 \
-                RETURNING id, name, status, description, settings, version, created_at, updated_at";
+                RETURNING id, name, status, description, settings, max_sessions, version, created_at, updated_at";
     Ok(sql(text)
         .bind::<SqlUuid, _>(id)
         .bind::<Nullable<Text>, _>(&change.name)
@@ -191,6 +233,8 @@ pub async fn update(
         .bind::<Nullable<Text>, _>(change.description.clone().flatten())
         .bind::<Nullable<Jsonb>, _>(&change.settings)
         .bind::<Timestamptz, _>(now)
+        .bind::<Bool, _>(change.max_sessions.is_some())
+        .bind::<Nullable<Integer>, _>(change.max_sessions.flatten())
         .prepared()
         .get_result(&mut **conn)
         .await?)
@@ -208,7 +252,7 @@ pub async fn update_own(
 ) -> Result<Tenant, DbError> {
     let text = "UPDATE tenants SET description = CASE WHEN $2 THEN $3 ELSE description END, \
                 settings = coalesce($4, settings), version = version + 1, updated_at = $5 WHERE id = $1 \
-                RETURNING id, name, status, description, settings, version, created_at, updated_at";
+                RETURNING id, name, status, description, settings, max_sessions, version, created_at, updated_at";
     let id = conn.tenant();
     Ok(sql(text)
         .bind::<SqlUuid, _>(id)

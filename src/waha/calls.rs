@@ -57,6 +57,8 @@ pub struct ServerVersion {
     pub version: String,
     /// Its engine.
     pub engine: Option<Engine>,
+    /// Its edition, `CORE` or `PLUS`. It says something of versions before 2026.6.1 only.
+    pub tier: Option<String>,
 }
 
 /// Since when a server runs.
@@ -375,6 +377,7 @@ impl WahaClient {
         Ok(ServerVersion {
             version: text(&value, "/version").ok_or(CallError::BadAnswer("no version"))?.to_owned(),
             engine: text(&value, "/engine").and_then(|name| name.parse().ok()),
+            tier: text(&value, "/tier").map(str::to_owned),
         })
     }
 

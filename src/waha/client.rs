@@ -187,6 +187,7 @@ impl Call {
     pub(super) async fn exchange(self) -> Result<Answer, NoAnswer> {
         let Self { client, method, url, headers, body, timeout } = self;
         let http = client.http;
+        metrics::counter!("switchboard_waha_calls_total", "method" => method_label(&method)).increment(1);
         let task = client.handle.spawn(async move {
             let mut request = http.request(method, url).headers(headers).timeout(timeout);
             if let Some(body) = body {
@@ -206,6 +207,16 @@ impl Call {
         } else {
             Err(CallError::from_answer(answer.status, &answer.body))
         }
+    }
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
     }
 }
 

@@ -12,9 +12,11 @@ mod calls;
 mod client;
 mod engine;
 mod error;
+mod features;
 mod id;
 mod message;
 mod outgoing;
+mod passkey;
 mod send;
 mod session;
 mod surrogates;
@@ -24,6 +26,7 @@ pub use calls::{LidPair, MessageFilter, NumberCheck, ServerStatus, ServerVersion
 pub use client::{Server, Timeouts, WahaClient};
 pub use engine::{Engine, SessionStatus, UnknownEngine};
 pub use error::CallError;
+pub use features::Limitation;
 pub use id::{bare_id, chat_of, new_message_id};
 pub use message::{Media, Source, WahaMessage};
 pub use outgoing::{
@@ -31,4 +34,4 @@ pub use outgoing::{
     SendMedia, SendPoll, SendText, endpoint_of,
 };
 pub use send::{NotSent, RefusalCode, SendOutcome, Unknown};
-pub use session::{Me, Restriction, SessionInfo, SessionSpec, WEBHOOK_EVENTS};
+pub use session::{Me, Proxy, Restriction, SessionInfo, SessionSpec, WEBHOOK_EVENTS};

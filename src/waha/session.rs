@@ -22,6 +22,39 @@ pub const WEBHOOK_EVENTS: [&str; 7] = [
     "message.revoked",
 ];
 
+/// Where a session's connection to WhatsApp goes through. `Debug` shows nothing of it.
+#[derive(Clone)]
+pub struct Proxy {
+    /// `host:port`, without a scheme.
+    pub server: String,
+    /// The name it knows the session by.
+    pub username: Option<String>,
+    /// The password that goes with the name.
+    pub password: Option<SecretString>,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proxy(…)")
+    }
+}
+
+impl Proxy {
+    /// As WAHA wants it. Holds the password in clear.
+    fn config(&self) -> Value {
+        let mut config = json!({"server": self.server});
+        if let Some(members) = config.as_object_mut() {
+            if let Some(username) = &self.username {
+                members.insert("username".into(), json!(username));
+            }
+            if let Some(password) = &self.password {
+                members.insert("password".into(), json!(password.expose_secret()));
+            }
+        }
+        config
+    }
+}
+
 /// How a session is set up. Everything is said at creation, because a later change costs a reconnect.
 #[derive(Clone)]
 pub struct SessionSpec {
@@ -35,6 +68,8 @@ pub struct SessionSpec {
     pub hmac_key: SecretString,
     /// Echoed in every event.
     pub metadata: BTreeMap<String, String>,
+    /// Where its connection to WhatsApp goes through; `None`: straight.
+    pub proxy: Option<Proxy>,
 }
 
 impl fmt::Debug for SessionSpec {
@@ -44,7 +79,7 @@ impl fmt::Debug for SessionSpec {
 }
 
 impl SessionSpec {
-    /// The whole configuration. Holds the HMAC key in clear.
+    /// The whole configuration. Holds the HMAC key and the proxy's password in clear.
     pub(super) fn config(&self) -> Value {
         let mut config = json!({
             "metadata": self.metadata,
@@ -57,6 +92,9 @@ impl SessionSpec {
             }],
         });
         if let Some(members) = config.as_object_mut() {
+            if let Some(proxy) = &self.proxy {
+                members.insert("proxy".into(), proxy.config());
+            }
             match self.engine {
                 // Off by default, and without it there are no acks.
                 Engine::Webjs => {
@@ -194,7 +232,16 @@ impl SessionInfo {
     /// Whether the session is set up as `spec` wants it. What WAHA adds of its own does not count.
     #[must_use]
     pub fn matches(&self, spec: &SessionSpec) -> bool {
-        self.name == spec.name && holds(&self.config, &spec.config())
+        // WAHA adds no proxy of its own: one that nobody wants is a change.
+        let proxied = self.config.get("proxy").is_some_and(|proxy| !proxy.is_null());
+        self.name == spec.name && holds(&self.config, &spec.config()) && proxied == spec.proxy.is_some()
+    }
+
+    /// Whether its events are posted to `url`.
+    #[must_use]
+    pub fn posts_to(&self, url: &str) -> bool {
+        let hooks = self.config.get("webhooks").and_then(Value::as_array);
+        hooks.into_iter().flatten().any(|hook| hook.get("url").and_then(Value::as_str) == Some(url))
     }
 
     /// A value of the session's metadata.
@@ -230,6 +277,7 @@ mod tests {
             webhook_url: "http://gateway:8080/hooks/waha/1".parse().unwrap(),
             hmac_key: "hmac-key-of-the-session".into(),
             metadata: BTreeMap::from([("session_id".into(), "1".into())]),
+            proxy: None,
         }
     }
 
@@ -294,6 +342,37 @@ mod tests {
         config["webhooks"][0]["hmac"]["key"] = json!("another");
         assert!(!info(config).matches(&spec));
         assert!(!info(Value::Null).matches(&spec));
+    }
+
+    #[test]
+    fn a_proxy_is_part_of_the_configuration() {
+        let plain = spec(Engine::Gows);
+        let with = |username: Option<&str>, password: Option<&str>| {
+            let (username, password) = (username.map(str::to_owned), password.map(SecretString::from));
+            let proxy = Proxy { server: "proxy.example.net:3128".into(), username, password };
+            SessionSpec { proxy: Some(proxy), ..plain.clone() }
+        };
+        assert_eq!(plain.create_body(true)["config"].get("proxy"), None);
+        let body = with(Some("me"), Some("secret")).create_body(true);
+        let whole = json!({"server": "proxy.example.net:3128", "username": "me", "password": "secret"});
+        assert_eq!(body["config"]["proxy"], whole);
+        assert_eq!(
+            with(None, None).update_body()["config"]["proxy"],
+            json!({"server": "proxy.example.net:3128"}),
+            "what is not there is not said"
+        );
+        assert!(
+            !format!("{:?} {:?}", with(Some("me"), Some("secret")), with(None, None).proxy).contains("proxy.example")
+        );
+
+        let info = |spec: &SessionSpec| {
+            SessionInfo::from_value(json!({"name": "sb_1", "status": "WORKING", "config": spec.config()})).unwrap()
+        };
+        let proxied = with(Some("me"), Some("secret"));
+        assert!(info(&plain).matches(&plain) && info(&proxied).matches(&proxied));
+        assert!(!info(&plain).matches(&proxied), "a proxy is missing");
+        assert!(!info(&proxied).matches(&plain), "a proxy is left over");
+        assert!(!info(&proxied).matches(&with(Some("me"), Some("other"))), "another password");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod messages_listed;
 mod messages_steps;
 mod operations;
 mod paging;
+mod registering;
 mod sender_pools;
 mod stand;
 mod tenants;

@@ -39,7 +39,8 @@ async fn each_stage_has_its_metrics_and_they_tell_no_secrets() {
     for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = line.split(' ').next().unwrap();
         // The last two are flags.
-        let units = ["_total", "_seconds", "_bytes", "_items", "_deliveries", "_up", "_blocked"];
+        let units =
+            ["_total", "_seconds", "_bytes", "_items", "_deliveries", "_sessions", "_alarms", "_up", "_blocked"];
         assert!(units.iter().any(|unit| name.ends_with(unit)), "{name} says no unit");
     }
     for secret in ["confidential", "private", "1555010", &tenant.key, &external, &session, "sbtest"] {

@@ -52,6 +52,31 @@ async fn a_tenant_is_created_changed_deleted_and_restored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn how_many_sessions_a_tenant_may_have_is_said_from_above() {
+    let stand = Stand::new().await;
+    let body = json!({ "name": "acme", "max_sessions": 5 });
+    let made = stand.post("/v1/tenants", PLATFORM_KEY, body).await.expect(201).json();
+    assert_eq!(made["max_sessions"], 5);
+    let id = made["id"].as_str().unwrap();
+    let path = format!("/v1/tenants/{id}");
+    let patch = async |body| stand.call("PATCH", &path, PLATFORM_KEY, Some(body)).await;
+    assert_eq!(patch(json!({ "description": "x" })).await.expect(200).json()["max_sessions"], 5);
+    for wrong in [json!(-1), json!(1_000_001), json!("5"), json!(1.5)] {
+        patch(json!({ "max_sessions": wrong })).await.refused_field("max_sessions");
+        let body = json!({ "name": "other", "max_sessions": wrong });
+        stand.post("/v1/tenants", PLATFORM_KEY, body).await.refused_field("max_sessions");
+    }
+    assert_eq!(patch(json!({ "max_sessions": 0 })).await.expect(200).json()["max_sessions"], 0);
+    let key = stand.key(id, &["*"]).await;
+    stand.call("PATCH", "/v1/tenant", &key, Some(json!({ "max_sessions": 9 }))).await.refused_field("max_sessions");
+    let body = json!({ "settings": { "max_sessions": 9 } });
+    stand.call("PATCH", "/v1/tenant", &key, Some(body)).await.expect(200);
+    assert_eq!(stand.get("/v1/tenant", &key).await.expect(200).json()["max_sessions"], 0);
+    assert_eq!(patch(json!({ "max_sessions": null })).await.expect(200).json()["max_sessions"], json!(null));
+    stand.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_changes_at_once_one_is_told() {
     let stand = Stand::new().await;
     let tenant = stand.tenant("acme").await;

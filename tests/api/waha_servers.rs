@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use switchboard::db::DbError;
 use switchboard::domain::ids::WahaServerId;
 use switchboard::sessions::directory::api_key_purpose;
-use switchboard::sessions::servers::{self, ServerHealth};
-use switchboard::waha::Engine;
+use switchboard::sessions::probe::Probe;
+use switchboard::sessions::servers::{self, PlaceWish, ServerHealth};
+use switchboard::waha::{Engine, ServerVersion};
 
 use super::Stand;
 use super::stand::PLATFORM_KEY;
@@ -101,7 +102,7 @@ async fn sessions_go_where_there_is_room_and_never_beyond() {
     let place = async |engine: Option<Engine>| {
         app.db
             .system(async move |conn| {
-                let placed = servers::place(conn, engine, now).await?;
+                let placed = servers::place(conn, &PlaceWish { engine, labels: Vec::new() }, now).await?;
                 Ok::<_, DbError>(placed.map(|placed| placed.0))
             })
             .await
@@ -110,7 +111,13 @@ async fn sessions_go_where_there_is_room_and_never_beyond() {
     assert_eq!(place(None).await, Some(large), "most room");
     let healthy = async |id, health| {
         let record = async move |conn: &mut switchboard::db::SystemConn| {
-            servers::record_health(conn, id, health, Some(("2026.7.1", Some(7))), now).await
+            let version = ServerVersion {
+                version: "2026.7.1".to_owned(),
+                engine: Some(Engine::Gows),
+                tier: Some("CORE".to_owned()),
+            };
+            let probe = Probe { health, version: Some(version), started_at: None };
+            servers::record_health(conn, id, Engine::Gows, &probe, now).await
         };
         app.db.system(record).await.unwrap();
     };

@@ -2,6 +2,7 @@
 
 mod ending;
 mod keys;
+mod rotation;
 mod starting;
 
 use std::collections::BTreeMap;

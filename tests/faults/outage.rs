@@ -33,6 +33,7 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
             engine: Engine::Noweb,
             phone: None,
             webhook_key: SecretBox::new(Box::new(Vec::new())),
+            proxy: None,
         }),
         server: Arc::new(ServerEntry {
             id: server,
@@ -41,6 +42,7 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
                 api_key: SecretString::from("any"),
             },
             engine: Engine::Noweb,
+            keeps_ids: true,
         }),
     };
     for (before, doubt) in [(Before::Nothing, Doubt::None), (Before::Doubt, Doubt::Earlier)] {

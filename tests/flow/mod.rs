@@ -2,5 +2,8 @@
 
 mod first_message;
 mod media;
+mod moving;
+mod pairing;
+mod pairing_page;
 mod pools;
 mod two_nodes;

@@ -83,6 +83,8 @@ async fn generate(client: &Client) -> String {
            FROM pg_constraint JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[1]
           WHERE contype = 'f' AND cardinality(conkey) = 1 AND connamespace = 'public'::regnamespace
             AND confrelid IN (SELECT indrelid FROM pg_index WHERE indisprimary AND indkey::text = confkey[1]::text)
+            AND (SELECT count(*) FROM pg_constraint o WHERE o.contype = 'f' AND cardinality(o.conkey) = 1
+                  AND o.conrelid = pg_constraint.conrelid AND o.confrelid = pg_constraint.confrelid) = 1
           ORDER BY 1",
         None,
     )
@@ -118,6 +120,7 @@ fn diesel_type(sql_type: &str) -> &'static str {
         "bytea" => "Bytea",
         "text[]" => "Array<Text>",
         "uuid[]" => "Array<Uuid>",
+        "timestamp with time zone[]" => "Array<Timestamptz>",
         other => panic!("no Diesel type is known for {other}: add it here"),
     }
 }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use switchboard::db::DbError;
 use switchboard::sessions::create::{CreateError, create_in};
 use switchboard::sessions::queries;
+use switchboard::sessions::servers::PlaceWish;
 use switchboard::waha::Engine;
 
 use super::stand::{Stand, insert_server, session};
@@ -38,16 +39,19 @@ async fn a_new_session_waits_with_its_lane_held() {
 async fn what_cannot_be_created_takes_no_place() {
     let stand = Stand::new().await;
     let (a, b) = (stand.tenant("a").await, stand.tenant("b").await);
-    assert!(matches!(stand.create(a, session("x")).await, Err(CreateError::NoRoom(None))));
+    assert!(matches!(stand.create(a, session("x")).await, Err(CreateError::NoRoom(_))));
     stand.server(2).await;
     stand.create(a, session("x")).await.unwrap();
     assert!(matches!(stand.create(a, session("x")).await, Err(CreateError::NameTaken)));
     let mut gows = session("y");
-    gows.engine = Some(Engine::Gows);
-    assert!(matches!(stand.create(a, gows).await, Err(CreateError::NoRoom(Some(Engine::Gows)))));
+    gows.wish.engine = Some(Engine::Gows);
+    assert!(matches!(
+        stand.create(a, gows).await,
+        Err(CreateError::NoRoom(PlaceWish { engine: Some(Engine::Gows), .. }))
+    ));
     assert_eq!(stand.count("SELECT sessions::bigint FROM waha_servers").await, 1);
     stand.create(b, session("x")).await.expect("a name is the tenant's own");
-    assert!(matches!(stand.create(b, session("z")).await, Err(CreateError::NoRoom(None))));
+    assert!(matches!(stand.create(b, session("z")).await, Err(CreateError::NoRoom(_))));
     assert_eq!(stand.count("SELECT count(*) FROM lanes").await, 2);
 }
 
@@ -66,7 +70,7 @@ async fn fifty_at_once_never_exceed_the_capacity() {
     .await;
     let placed = created.iter().filter(|created| created.is_ok()).count();
     assert_eq!(placed, 20, "all the room is used");
-    assert!(created.iter().all(|created| matches!(created, Ok(_) | Err(CreateError::NoRoom(None)))), "{created:?}");
+    assert!(created.iter().all(|created| matches!(created, Ok(_) | Err(CreateError::NoRoom(_)))), "{created:?}");
     assert_eq!(stand.count("SELECT count(*) FROM waha_servers WHERE sessions = capacity").await, 3);
     let miscounted = "SELECT count(*) FROM waha_servers v WHERE v.sessions <> \
                       (SELECT count(*) FROM waha_sessions s WHERE s.waha_server_id = v.id)";
@@ -87,7 +91,7 @@ async fn another_tenants_session_is_not_there() {
     let wanted = stand
         .app
         .db
-        .tenant(b, async move |conn| queries::want(conn, of_a.id, queries::Desired::Stopped, now).await)
+        .tenant(b, async move |conn| queries::want(conn, of_a.id, queries::Wish::Stop, "me", now).await)
         .await
         .unwrap();
     assert!(wanted.is_none());

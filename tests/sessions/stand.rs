@@ -18,7 +18,7 @@ use switchboard::sessions::create::{self, CreateError, NewSession};
 use switchboard::sessions::directory::api_key_purpose;
 use switchboard::sessions::queries;
 use switchboard::sessions::reconcile;
-use switchboard::sessions::servers::{self, NewWahaServer};
+use switchboard::sessions::servers::{self, NewWahaServer, PlaceWish};
 use switchboard::sessions::view::SessionRow;
 use switchboard::simulator::{Simulator, SimulatorConfig};
 use switchboard::waha::{Engine, Server};
@@ -36,6 +36,7 @@ pub struct Stand {
     pub app: App,
     pub simulator: Simulator,
     pub counter: Counter,
+    settings: Vec<(&'static str, String)>,
     db: TestDb,
 }
 
@@ -53,8 +54,8 @@ impl Node {
 }
 
 /// A node on the database: it polls each server four times a second.
-pub fn node(db: &TestDb, clock: Clock) -> App {
-    let settings = [
+pub fn node(db: &TestDb, clock: Clock, more: &[(&'static str, String)]) -> App {
+    let mut settings = vec![
         ("DATABASE_URL", db.url()),
         ("DATABASE_MAX_CONNECTIONS", "8".to_owned()),
         ("DATABASE_MIN_CONNECTIONS", "0".to_owned()),
@@ -65,7 +66,8 @@ pub fn node(db: &TestDb, clock: Clock) -> App {
         ("SWITCHBOARD_POLL_MS", "20".to_owned()),
         ("SWITCHBOARD_RECONCILE_MS", "250".to_owned()),
     ];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
+    settings.extend(more.iter().cloned());
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let app = App::build(Config::from_settings(settings).unwrap(), clock, Chance::from_system()).unwrap();
     let following = app.clone();
     tokio::spawn(async move { following.generation.clone().follow(following.db.clone()).await });
@@ -94,6 +96,8 @@ pub async fn insert_server(app: &App, name: &str, base_url: &str, engine: Engine
         api_key_sealed: app.sealer.seal(&api_key_purpose(id), WAHA_KEY.as_bytes()),
         engine,
         capacity,
+        labels: Vec::new(),
+        storage_group: None,
     };
     app.db.system(async |conn| servers::insert(conn, &new, now).await).await.unwrap();
     id
@@ -102,41 +106,84 @@ pub async fn insert_server(app: &App, name: &str, base_url: &str, engine: Engine
 pub fn session(name: &str) -> NewSession {
     NewSession {
         name: name.to_owned(),
-        engine: None,
+        wish: PlaceWish::default(),
         start: true,
         pacing: Pacing::default(),
         windows: None,
         check_numbers: true,
         config: json!({}),
         metadata: json!({"team": "support"}),
+        proxy: None,
     }
 }
 
 impl Stand {
     pub async fn new() -> Self {
+        Self::at_speed(10.0).await
+    }
+
+    /// The simulator is so many times as fast as WAHA.
+    pub async fn at_speed(time_scale: f64) -> Self {
+        Self::with(SimulatorConfig { time_scale, ..SimulatorConfig::default() }, &[]).await
+    }
+
+    /// With a clock that stands still until it is moved, for WAHA too; phones scan by themselves.
+    pub async fn moved(settings: &[(&'static str, &str)]) -> Self {
+        let clock = Clock::manual("2026-11-21T09:30:00Z".parse().unwrap());
+        Self::with(SimulatorConfig { auto_pair: true, clock, ..SimulatorConfig::default() }, settings).await
+    }
+
+    pub async fn with(config: SimulatorConfig, settings: &[(&'static str, &str)]) -> Self {
         let db = TestDb::create().await;
-        let simulator = Simulator::start(SimulatorConfig {
-            api_key: SecretString::from(WAHA_KEY),
-            time_scale: 10.0,
-            ..SimulatorConfig::default()
-        })
-        .await
-        .unwrap();
+        let clock = config.clock.clone();
+        let config = SimulatorConfig { api_key: SecretString::from(WAHA_KEY), ..config };
+        let simulator = Simulator::start(config).await.unwrap();
         let counter = Counter::before(&simulator.url());
-        let app = node(&db, Clock::running());
-        Self { app, simulator, counter, db }
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let app = node(&db, clock, &settings);
+        Self { app, simulator, counter, settings, db }
+    }
+
+    /// Another node with one setting more.
+    pub fn node_with(&self, name: &'static str, value: &str) -> App {
+        let settings: Vec<_> = self.settings.iter().cloned().chain([(name, value.to_owned())]).collect();
+        node(&self.db, self.app.clock.clone(), &settings)
     }
 
     pub fn another_node(&self) -> App {
-        node(&self.db, Clock::running())
+        node(&self.db, self.app.clock.clone(), &self.settings)
+    }
+
+    /// Moves the clock, a step at a time, until `condition` answers something.
+    pub async fn moving<T>(&self, step: Duration, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+        eventually(PATIENCE * 2, what, async || {
+            self.app.clock.advance(step);
+            condition().await
+        })
+        .await
+    }
+
+    /// Moves the clock by `time` in all, a step at a time, and looks at each.
+    pub async fn pass(&self, time: Duration, step: Duration, mut look: impl AsyncFnMut()) {
+        let end = self.app.clock.now() + time;
+        self.moving(step, "time to pass", async || {
+            look().await;
+            (self.app.clock.now() >= end).then_some(())
+        })
+        .await;
     }
 
     /// Opens the doors of the API.
     pub fn open(&self) -> Doors {
+        self.open_on(&self.app)
+    }
+
+    /// Opens the doors of `app`, a node on this database.
+    pub fn open_on(&self, app: &App) -> Doors {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let options =
             http::Options { workers: 1, shutdown_timeout: Duration::from_secs(1), ..http::Options::default() };
-        let running = http::serve(self.app.clone(), listener, options).unwrap();
+        let running = http::serve(app.clone(), listener, options).unwrap();
         let base = format!("http://{}", running.address);
         Doors { base, client: reqwest::Client::builder().no_proxy().build().unwrap(), running }
     }
@@ -152,6 +199,15 @@ impl Stand {
 
     pub fn waha(&self) -> Server {
         Server { base_url: self.simulator.url().parse().unwrap(), api_key: SecretString::from(WAHA_KEY) }
+    }
+
+    pub fn waha_key(&self) -> &'static str {
+        WAHA_KEY
+    }
+
+    /// A connection of the role that owns the tables.
+    pub async fn owner(&self) -> tokio_postgres::Client {
+        self.db.connect().await
     }
 
     pub fn reconcile(app: &App) -> Node {

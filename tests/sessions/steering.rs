@@ -180,6 +180,7 @@ async fn paused_until_both_are_over() {
             status,
             reported_at: None,
             me: None,
+            source: switchboard::sessions::status::Source::Poll,
         };
         let chance = one.stand.app.chance.clone();
         one.stand

@@ -8,6 +8,7 @@ mod messages;
 mod openapi;
 mod receiver;
 mod sessions;
+mod troubles;
 mod two_readings;
 mod webhooks;
 

@@ -141,6 +141,41 @@ async fn lifecycle_calls_answer_as_captured() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_passkey_is_asked_for_and_confirmed() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let bench = Bench::start(Engine::Gows).await;
+    bench.create("main").await;
+    bench.post("/api/sessions/main/start", &Value::Null).await;
+    bench.receiver.wait("a code", |hook| hook.status() == Some("SCAN_QR_CODE")).await;
+    let challenge = "/api/main/auth/passkey/challenge";
+    assert_eq!(bench.get(challenge).await.status(), 422, "nothing is pending");
+    let wanted = json!({"session": "main", "confirm": true});
+    assert_eq!(bench.post("/_simulator/passkey", &wanted).await.status(), 204);
+    assert_eq!(bench.post("/_simulator/scan", &json!({"session": "main"})).await.status(), 204);
+    let hook = bench.receiver.wait("the request", |hook| hook.status() == Some("PASSKEY_REQUIRED")).await;
+    let pending: Value = bench.get(challenge).await.json().await.unwrap();
+    assert_eq!((&hook.body["payload"]["data"], &pending["rpId"]), (&pending, &json!("web.whatsapp.com")));
+
+    let assertion = |challenge: &Value, origin: &str| {
+        let said = json!({"type": "webauthn.get", "challenge": challenge, "origin": origin}).to_string();
+        json!({"id": "a", "rawId": "a", "type": "public-key", "response": {
+            "clientDataJSON": URL_SAFE_NO_PAD.encode(said), "authenticatorData": "AA", "signature": "AA"}})
+    };
+    let (path, web) = ("/api/main/auth/passkey", "https://web.whatsapp.com");
+    assert_eq!(bench.post(path, &json!({"id": "a"})).await.status(), 400);
+    assert_eq!(bench.post(path, &assertion(&json!("another"), web)).await.status(), 422);
+    assert_eq!(bench.post(path, &assertion(&pending["challenge"], "https://else.example")).await.status(), 422);
+    assert_eq!(bench.post(path, &assertion(&pending["challenge"], web)).await.status(), 201);
+    let hook = bench.receiver.wait("the code", |hook| hook.status() == Some("PASSKEY_CONFIRMATION_REQUIRED")).await;
+    let code: Value = bench.get("/api/main/auth/passkey/confirmation").await.json().await.unwrap();
+    assert_eq!(hook.body["payload"]["data"], code);
+    assert_eq!(bench.post("/api/main/auth/passkey/confirm", &Value::Null).await.status(), 201);
+    bench.simulator.control().working("main").await;
+    assert_eq!(bench.get(challenge).await.status(), 422);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_pairs_itself_when_asked_to() {
     let bench = Bench::start_with(SimulatorConfig { auto_pair: true, time_scale: 50.0, ..config() }).await;
     bench.post("/api/sessions", &json!({"name": "main"})).await;

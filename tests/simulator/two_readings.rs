@@ -37,6 +37,7 @@ async fn a_session_and_its_messages_are_understood_on_every_engine() {
             webhook_url: bench.receiver.url().parse().unwrap(),
             hmac_key: SecretString::from("hook-key"),
             metadata: [("tenant".to_owned(), "t1".to_owned())].into(),
+            proxy: None,
         };
         client.create_session(&server, &spec, true).await.unwrap();
         bench.receiver.wait("a code", |hook| hook.status() == Some("SCAN_QR_CODE")).await;

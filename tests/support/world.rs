@@ -33,6 +33,8 @@ pub struct World {
     pub engine: Engine,
     pub amqp: String,
     namespace: String,
+    /// The clock of the nodes; each has one of its own, unless the test moves it.
+    clock: Option<Clock>,
     servers: Mutex<Vec<String>>,
     http: reqwest::Client,
 }
@@ -49,13 +51,21 @@ impl World {
 
     /// A world whose simulator differs in what `simulator` says; it is twenty times as fast as WAHA and pairs by itself.
     pub async fn with(simulator: SimulatorConfig) -> Self {
+        Self::around(SimulatorConfig { time_scale: 20.0, auto_pair: true, ..simulator }, None).await
+    }
+
+    /// A world on one clock, the nodes and the simulator alike; nobody scans a code unless told to.
+    pub async fn on(clock: &Clock, simulator: SimulatorConfig) -> Self {
+        Self::around(SimulatorConfig { clock: clock.clone(), ..simulator }, Some(clock.clone())).await
+    }
+
+    async fn around(simulator: SimulatorConfig, clock: Option<Clock>) -> Self {
         let db = TestDb::create().await;
         let engine = simulator.engine;
-        let simulator =
-            Simulator::start(SimulatorConfig { time_scale: 20.0, auto_pair: true, ..simulator }).await.unwrap();
+        let simulator = Simulator::start(simulator).await.unwrap();
         let namespace = format!("sbtest-{}", Chance::from_system().up_to(u64::MAX));
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
-        Self { db, simulator, engine, amqp: amqp_url(), namespace, servers: Mutex::default(), http }
+        Self { db, simulator, engine, amqp: amqp_url(), namespace, clock, servers: Mutex::default(), http }
     }
 
     /// The settings of a node that listens on `port`.
@@ -78,6 +88,7 @@ impl World {
             ("SWITCHBOARD_LEASE_MARGIN_MS", "1000".to_owned()),
             ("SWITCHBOARD_POLL_MS", "50".to_owned()),
             ("SWITCHBOARD_RECONCILE_MS", "500".to_owned()),
+            ("SWITCHBOARD_RESTART_AFTER_PAIRING_MS", "0".to_owned()),
             ("SWITCHBOARD_DRAIN_MS", "5000".to_owned()),
         ]
         .into_iter()
@@ -102,7 +113,7 @@ impl World {
         let address = listener.local_addr().unwrap();
         let mut config = Config::from_settings(self.settings(address.port())).unwrap();
         adjust(&mut config);
-        let app = App::build(config, Clock::running(), Chance::from_system()).unwrap();
+        let app = App::build(config, self.clock.clone().unwrap_or_else(Clock::running), Chance::from_system()).unwrap();
         let options =
             http::Options { workers: 1, shutdown_timeout: Duration::from_secs(1), ..http::Options::default() };
         let node = Node::start(app.clone(), roles, Some(listener), None, options).unwrap();

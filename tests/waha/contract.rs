@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use switchboard::waha::{
-    ContactCard, Engine, FileSource, MediaFile, MediaKind, MessageFilter, Outgoing, Poll, SendContacts, SendLocation,
-    SendMedia, SendPoll, SendText, Server, SessionSpec, Timeouts, WahaClient,
+    ContactCard, Engine, FileSource, MediaFile, MediaKind, MessageFilter, Outgoing, Poll, Proxy, SendContacts,
+    SendLocation, SendMedia, SendPoll, SendText, Server, SessionSpec, Timeouts, WahaClient,
 };
 use tokio::runtime::Handle;
 
@@ -192,6 +192,11 @@ async fn every_other_call_is_described_by_wahas_document() {
             webhook_url: "http://gateway/hook".parse().unwrap(),
             hmac_key: "k".into(),
             metadata: BTreeMap::from([("a".into(), "b".into())]),
+            proxy: Some(Proxy {
+                server: "proxy.example.net:3128".into(),
+                username: Some("me".into()),
+                password: Some("secret".into()),
+            }),
         };
         let _created = client.create_session(&server, &spec, true).await;
         let _updated = client.update_session(&server, &spec).await;

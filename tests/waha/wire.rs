@@ -154,6 +154,7 @@ async fn errors_of_calls_are_told_apart() {
         webhook_url: "http://gateway/".parse().unwrap(),
         hmac_key: "k".into(),
         metadata: [].into(),
+        proxy: None,
     };
     let scripted = Scripted::start(vec![
         answer("422 Unprocessable Entity", state),
@@ -203,6 +204,7 @@ async fn the_server_says_what_and_since_when_it_runs() {
     let (client, server) = (client(), at(&scripted));
     let version = client.server_version(&server).await.unwrap();
     assert_eq!((version.version.as_str(), version.engine), ("2026.3.4", Some(Engine::Noweb)));
+    assert_eq!(version.tier.as_deref(), Some("CORE"));
     let status = client.server_status(&server).await.unwrap();
     assert_eq!(status.started_at.timestamp_millis(), 1_795_211_258_844);
     assert_eq!(status.uptime, Duration::from_millis(176_322));

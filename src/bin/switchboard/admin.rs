@@ -1,7 +1,8 @@
-//! `switchboard admin`: keys and tenants, straight in the database.
+//! `switchboard admin`: keys, tenants and the master key, straight in the database.
 
 use anyhow::{anyhow, bail};
 use secrecy::ExposeSecret as _;
+use switchboard::app::StartError;
 use switchboard::config::Config;
 use switchboard::db::{Db, DbError};
 use switchboard::domain::chance::Chance;
@@ -9,12 +10,14 @@ use switchboard::domain::clock::Clock;
 use switchboard::domain::ids::{ApiKeyId, TenantId};
 use switchboard::identity::api_keys::{self, NewApiKey};
 use switchboard::identity::keys::{KeyKind, mint};
+use switchboard::identity::rotate;
 use switchboard::identity::scope::{Scope, Scopes};
+use switchboard::identity::seal::Sealer;
+use switchboard::sealed;
 use switchboard::tenants;
 
 /// What `admin` does.
 #[derive(clap::Subcommand)]
-#[expect(clippy::enum_variant_names, reason = "the names are the subcommands'")]
 pub enum Command {
     /// Mint a key above tenants; it is shown once
     CreatePlatformKey {
@@ -41,6 +44,16 @@ pub enum Command {
         #[arg(long, value_delimiter = ',', default_value = "*")]
         scopes: Vec<Scope>,
     },
+    /// Seal everything anew that is sealed under an older master key
+    ///
+    /// SWITCHBOARD_MASTER_KEY is the new key, SWITCHBOARD_MASTER_KEY_PREVIOUS has the older ones. Nodes may run meanwhile, if they
+    /// know both. It may be broken off and begun again at any time; what is under the new key already is left alone.
+    #[command(verbatim_doc_comment)]
+    RotateMasterKey {
+        /// Values in one transaction
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+        batch: i64,
+    },
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
@@ -66,7 +79,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             let id = TenantId::fresh(now, &chance);
             let settings = serde_json::json!({});
             let created = db
-                .system(async |conn| tenants::insert(conn, id, &name, description.as_deref(), &settings, now).await)
+                .system(async |conn| {
+                    tenants::insert(conn, id, &name, description.as_deref(), &settings, None, now).await
+                })
                 .await;
             match created {
                 Err(fault) if fault.is_duplicate_of(tenants::NAME_TAKEN) => {
@@ -97,7 +112,33 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             .await?;
             println!("{}", minted.key.expose_secret());
         }
+        Command::RotateMasterKey { batch } => rotate_master_key(&config, &db, chance, batch).await?,
     }
+    Ok(())
+}
+
+async fn rotate_master_key(config: &Config, db: &Db, chance: Chance, batch: i64) -> anyhow::Result<()> {
+    let Some(key) = &config.master_key else { bail!(StartError::NoMasterKey) };
+    let sealer = Sealer::new(key, chance).with_previous(&config.previous_master_keys);
+    let clock = Clock::running();
+    let mut unreadable = 0;
+    for column in &sealed::COLUMNS {
+        let tally = rotate::reseal_all(db, &clock, &sealer, column, batch)
+            .await
+            .map_err(|fault| explained(fault, column.name))?;
+        println!("{}: {} sealed anew", column.name, tally.resealed);
+        for place in &tally.unreadable {
+            println!("{}: {place} does not open under any of these keys", column.name);
+        }
+        unreadable += tally.unreadable.len();
+    }
+    if unreadable > 0 {
+        bail!(
+            "{unreadable} sealed values do not open; is a key missing in SWITCHBOARD_MASTER_KEY_PREVIOUS? All others are under \
+             SWITCHBOARD_MASTER_KEY"
+        );
+    }
+    println!("Everything is under SWITCHBOARD_MASTER_KEY.");
     Ok(())
 }
 

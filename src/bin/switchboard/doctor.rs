@@ -231,7 +231,18 @@ async fn parts(report: &mut Report, config: Config) {
                 let address = entry.server.base_url.host_str().unwrap_or_default().to_owned();
                 match app.waha.server_version(&entry.server).await {
                     Ok(version) => {
-                        report.good("WAHA server", &format!("{address}: {} {}", entry.engine, version.version));
+                        let limitations = version.limitations(entry.engine);
+                        let words: Vec<&str> = limitations.iter().map(|limitation| limitation.as_str()).collect();
+                        let mut said = format!("{address}: {} {}", entry.engine, version.version);
+                        if !words.is_empty() {
+                            said = format!("{said} ({})", words.join(", "));
+                        }
+                        if limitations.iter().any(|limitation| limitation.keeps_sessions_away()) {
+                            let remedy = "no session is placed there; bring WAHA to 2026.6.1 or later, and correct the engine if it is wrong";
+                            report.bad("WAHA server", &said, remedy);
+                        } else {
+                            report.good("WAHA server", &said);
+                        }
                     }
                     Err(fault) => {
                         let remedy = "check its address and API key (PATCH /v1/waha-servers/{id}), and that it runs";
@@ -241,7 +252,7 @@ async fn parts(report: &mut Report, config: Config) {
             }
         }
         Err(fault) => {
-            let remedy = "set the SWITCHBOARD_MASTER_KEY that sealed them, or register the WAHA servers' keys anew";
+            let remedy = "set the SWITCHBOARD_MASTER_KEY that sealed them (or have it in SWITCHBOARD_MASTER_KEY_PREVIOUS), or register the WAHA servers' keys anew";
             report.bad("WAHA servers", &fault.to_string(), remedy);
         }
     }

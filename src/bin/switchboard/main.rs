@@ -28,7 +28,7 @@ enum Command {
     Serve(serve::Arguments),
     /// Bring the database's schema up to date, or take migrations back
     Migrate(migrate::Arguments),
-    /// Keys and tenants, for whoever has the database
+    /// Keys, tenants and the master key, for whoever has the database
     #[command(subcommand)]
     Admin(admin::Command),
     /// Print the OpenAPI document

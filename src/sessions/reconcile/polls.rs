@@ -10,16 +10,20 @@ use diesel_async::RunQueryDsl;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Step, next_step, status_of};
+use super::ghosts;
+use super::plan::{self, Found, Next, Step, Wishes, wish_columns};
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
 use crate::sessions::directory::ServerEntry;
+use crate::sessions::liveness::alarm;
+use crate::sessions::moving;
+use crate::sessions::probe;
 use crate::sessions::queries::Desired;
 use crate::sessions::restriction;
 use crate::sessions::servers::{self, ServerHealth};
-use crate::sessions::status::{self, Observation, Polled, name_of};
-use crate::waha::{CallError, Me, SessionInfo, SessionStatus};
+use crate::sessions::status::{self, Observation, PATIENCE, Polled, Source, name_of};
+use crate::waha::{Me, SessionInfo, SessionStatus};
 
 /// Polls under way on this node.
 const MOST: usize = 32;
@@ -41,6 +45,12 @@ struct Taken {
     id: WahaServerId,
     #[diesel(sql_type = Nullable<BigInt>)]
     start_timestamp: Option<i64>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    last_seen_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    unreachable_since: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    draining: bool,
     #[diesel(sql_type = Timestamptz)]
     poll_at: DateTime<Utc>,
 }
@@ -56,12 +66,10 @@ struct Known {
     external_session_id: String,
     #[diesel(sql_type = Text)]
     status: String,
-    #[diesel(sql_type = Nullable<Text>)]
-    phone: Option<String>,
-    #[diesel(sql_type = Text)]
-    desired: String,
     #[diesel(sql_type = BigInt)]
-    version: i64,
+    known: i64,
+    #[diesel(embed)]
+    wishes: Wishes,
 }
 
 const TAKE: &str = "\
@@ -69,20 +77,24 @@ WITH due AS (
     SELECT id FROM waha_servers WHERE deleted_at IS NULL AND (poll_at IS NULL OR poll_at <= $1)
     ORDER BY poll_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED
 )
-UPDATE waha_servers v SET poll_at = $3 FROM due WHERE v.id = due.id RETURNING v.id, v.start_timestamp, v.poll_at";
+UPDATE waha_servers v SET poll_at = $3 FROM due WHERE v.id = due.id RETURNING v.id, v.start_timestamp, v.last_seen_at, v.unreachable_since, v.draining, v.poll_at";
 
-const KNOWN: &str = "\
-SELECT tenant_id, id, external_session_id, status, phone, desired, version
-FROM waha_sessions WHERE waha_server_id = $1 AND deleted_at IS NULL";
+const KNOWN: &str = concat!(
+    "SELECT s.tenant_id, s.id, s.external_session_id, s.status, s.version + s.observations AS known, ",
+    wish_columns!(),
+    " FROM waha_sessions s JOIN waha_servers v ON v.id = s.waha_server_id LEFT JOIN waha_servers t ON t.id = s.move_to \
+     WHERE s.waha_server_id = $1 AND s.removed_at IS NULL"
+);
 
-// One that waits for its next look already keeps its time, unless the server was restarted.
+// One that waits for its next look already keeps its time.
 const LOOK_AGAIN: &str = "\
 WITH locked AS (
-    SELECT s.tenant_id, s.id, i.at FROM waha_sessions s JOIN unnest($1, $2) AS i (id, at) ON i.id = s.id
-    WHERE s.deleted_at IS NULL AND (s.reconcile_at IS NULL OR ($3 AND s.reconcile_at > i.at))
-    ORDER BY s.id FOR UPDATE OF s
+    SELECT s.tenant_id, s.id, i.at, i.starts FROM waha_sessions s JOIN unnest($1, $2, $3) AS i (id, at, starts) ON i.id = s.id
+    WHERE s.removed_at IS NULL AND s.reconcile_at IS NULL
+    ORDER BY s.id FOR NO KEY UPDATE OF s
 )
-UPDATE waha_sessions s SET reconcile_at = l.at FROM locked l WHERE s.tenant_id = l.tenant_id AND s.id = l.id";
+UPDATE waha_sessions s SET reconcile_at = l.at, start_queued_at = CASE WHEN l.starts THEN coalesce(s.start_queued_at, l.at) END
+FROM locked l WHERE s.tenant_id = l.tenant_id AND s.id = l.id";
 
 /// Polls the servers that are due until `stop` turns true, then waits for the polls under way.
 pub(super) async fn run(app: App, mut stop: watch::Receiver<bool>) {
@@ -90,6 +102,9 @@ pub(super) async fn run(app: App, mut stop: watch::Receiver<bool>) {
     let mut polls = JoinSet::new();
     while !*stop.borrow() {
         while polls.try_join_next().is_some() {}
+        if let Err(fault) = status::show_outages(&app).await {
+            tracing::warn!(%fault, "reconcile: outages that last cannot be shown");
+        }
         if polls.len() < MOST {
             match take(&app, MOST.saturating_sub(polls.len())).await {
                 Ok(taken) => taken.into_iter().for_each(|server| {
@@ -161,29 +176,29 @@ async fn ask(app: &App, server: &Taken) -> Result<(), DbError> {
     };
     // Read before WAHA is asked: what changes meanwhile is newer than the answer, and wins.
     let known = known(app, server.id).await?;
-    let (version, status) = tokio::join!(app.waha.server_version(&entry.server), app.waha.server_status(&entry.server));
-    let started = status.ok().map(|status| status.started_at.timestamp_millis());
-    let health = match &version {
-        Ok(_) => ServerHealth::Healthy,
-        Err(CallError::Unauthorized) => ServerHealth::Unauthorized,
-        Err(CallError::Stopping) => return Ok(()),
-        Err(_) => ServerHealth::Unreachable,
-    };
-    if health == ServerHealth::Healthy {
+    let Some(probe) = probe::probe(&app.waha, &entry.server).await else { return Ok(()) };
+    let started = probe.started_at.map(|at| at.timestamp_millis());
+    let now = app.clock.now();
+    if probe.health != ServerHealth::Healthy && server.last_seen_at.is_some_and(|seen| seen < now - PATIENCE) {
+        out_of_reach(app, &known).await?;
+    }
+    if probe.health == ServerHealth::Healthy {
         let restarted = matches!((server.start_timestamp, started), (Some(before), Some(now)) if before != now);
         if restarted {
             tracing::info!(server_id = %server.id, sessions = known.len(), "reconcile: a WAHA server was restarted");
         }
-        compare(app, &entry, &known, restarted).await?;
+        compare(app, &entry, &known).await?;
     }
-    let seen = version.ok().map(|version| version.version);
     let now = app.clock.now();
+    let dead = app.config.fleet.move_from_dead.and_then(|after| TimeDelta::from_std(after).ok());
+    let dead = dead.is_some_and(|after| server.unreachable_since.is_some_and(|since| since <= now - after));
+    if (server.draining && probe.health == ServerHealth::Healthy) || (dead && probe.health == ServerHealth::Unreachable)
+    {
+        moving::leave(app, server.id, dead && probe.health == ServerHealth::Unreachable).await?;
+    }
     // Last, and in a transaction of its own: a restart is remembered once its sessions are marked.
     app.db
-        .system(async |conn: &mut SystemConn| {
-            let seen = seen.as_deref().map(|version| (version, started));
-            servers::record_health(conn, server.id, health, seen, now).await
-        })
+        .system(async |conn: &mut SystemConn| servers::record_health(conn, server.id, entry.engine, &probe, now).await)
         .await
 }
 
@@ -191,8 +206,19 @@ async fn known(app: &App, server: WahaServerId) -> Result<Vec<Known>, DbError> {
     app.db.system(async |conn| Ok(sql(KNOWN).bind::<SqlUuid, _>(server).prepared().load(&mut **conn).await?)).await
 }
 
+/// The server has not answered for a while: whatever its sessions do, nobody can use them.
+async fn out_of_reach(app: &App, known: &[Known]) -> Result<(), DbError> {
+    let used = known.iter().filter(|session| {
+        session.wishes.desired == Desired::Started.as_str()
+            && (matches!(session.wishes.waha_status.as_str(), "working" | "scan_qr") || session.status == "working")
+    });
+    let polled: Vec<Polled> =
+        used.map(|session| session.polled(SessionStatus::Starting, None, Source::ServerAway)).collect();
+    observe(app, &polled).await
+}
+
 /// Compares what the server has with what is known and wanted.
-async fn compare(app: &App, server: &ServerEntry, known: &[Known], restarted: bool) -> Result<(), DbError> {
+async fn compare(app: &App, server: &ServerEntry, known: &[Known]) -> Result<(), DbError> {
     let listed = match app.waha.list_sessions(&server.server, true).await {
         Ok(listed) => listed,
         Err(fault) => {
@@ -200,43 +226,59 @@ async fn compare(app: &App, server: &ServerEntry, known: &[Known], restarted: bo
             return Ok(());
         }
     };
-    let listed: HashMap<&str, &SessionInfo> = listed.iter().map(|info| (info.name.as_str(), info)).collect();
+    let by_name: HashMap<&str, &SessionInfo> = listed.iter().map(|info| (info.name.as_str(), info)).collect();
     let mut polled = Vec::new();
     let mut again = Vec::new();
     let mut restricted = Vec::new();
+    let alarm = app.db.system(async |conn: &mut SystemConn| alarm::active(conn).await).await?;
+    let held_back = alarm.is_some_and(|alarm| alarm.concerns(server.engine));
+    let now = app.clock.now();
     for session in known {
-        let Some(desired) = Desired::from_name(&session.desired) else { continue };
-        let found = listed.get(session.external_session_id.as_str()).copied();
-        let status = status_of(desired, found);
-        let me = found.and_then(|info| info.me.as_ref());
-        if let Some(told) = found.and_then(|info| info.restriction) {
-            restricted.push(restriction::finding(app, session.tenant_id, session.id, told));
-        }
-        if session.differs(status, me) {
-            let observation = Observation {
-                tenant: session.tenant_id,
-                session: session.id,
-                status,
-                reported_at: None,
-                me: me.cloned(),
+        let found = by_name.get(session.external_session_id.as_str()).copied();
+        if session.wishes.desired != Desired::Deleted.as_str() {
+            // What WAHA does not have is about to be created, or simply not running.
+            let missing = if session.wishes.desired == Desired::Started.as_str() {
+                SessionStatus::Starting
+            } else {
+                SessionStatus::Stopped
             };
-            polled.push(Polled { observation, version: session.version });
+            let status = found.map_or(missing, |info| info.status);
+            let me = found.and_then(|info| info.me.as_ref());
+            if let Some(told) = found.and_then(|info| info.restriction) {
+                restricted.push(restriction::finding(app, session.tenant_id, session.id, told));
+            }
+            if session.differs(status, me) {
+                let source = if found.is_some() { Source::Poll } else { Source::Missing };
+                polled.push(session.polled(status, me.cloned(), source));
+            }
         }
-        if restarted || next_step(desired, found.map(|info| info.status)) != Step::Nothing {
-            again.push(session.id);
+        // Whether it is set up as wanted matters to the step, not to whether there is one.
+        let at_waha = found.map(|info| Found { status: info.status, drifted: false });
+        match plan::next(&session.wishes, at_waha, now, &app.config.fleet, held_back) {
+            Next::Step(Step::Nothing) | Next::Later => {}
+            Next::Step(step) => again.push((session.id, step.starts())),
+            Next::OwnRestart => again.push((session.id, true)),
         }
     }
     observe(app, &polled).await?;
     restriction::note(app, &restricted).await?;
-    look_again(app, &again, restarted).await
+    look_again(app, &again).await?;
+    ghosts::lay(app, server, known.iter().map(|session| session.external_session_id.as_str()), &listed).await
 }
 
 impl Known {
     fn differs(&self, status: SessionStatus, me: Option<&Me>) -> bool {
-        let other_status = name_of(status).is_some_and(|name| name != self.status);
+        // A status that is hidden for now is shown in its time.
+        let other_status = name_of(status).is_some_and(|name| name != self.wishes.waha_status);
         let digits = me.and_then(Me::phone).filter(|_| status == SessionStatus::Working);
-        let stored = self.phone.as_deref().map(|phone| phone.trim_start_matches('+'));
+        let stored = self.wishes.phone.as_deref().map(|phone| phone.trim_start_matches('+'));
         other_status || (digits.is_some() && digits != stored)
+    }
+
+    fn polled(&self, status: SessionStatus, me: Option<Me>, source: Source) -> Polled {
+        let (tenant, session) = (self.tenant_id, self.id);
+        let observation = Observation { tenant, session, status, reported_at: None, me, source };
+        Polled { observation, known: self.known }
     }
 }
 
@@ -256,20 +298,21 @@ async fn observe(app: &App, polled: &[Polled]) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Has the steps look at `sessions`, one after the other.
-async fn look_again(app: &App, sessions: &[SessionId], restarted: bool) -> Result<(), DbError> {
+/// Has the steps look at `sessions`, one after the other; those that are to be started as there is room.
+async fn look_again(app: &App, sessions: &[(SessionId, bool)]) -> Result<(), DbError> {
     if sessions.is_empty() {
         return Ok(());
     }
     let now = app.clock.now();
     let gap = STAGGER.min(SPREAD / i32::try_from(sessions.len()).unwrap_or(i32::MAX));
     let times: Vec<DateTime<Utc>> = (0..).take(sessions.len()).map(|index| now + gap * index).collect();
+    let (ids, starts): (Vec<SessionId>, Vec<bool>) = sessions.iter().copied().unzip();
     app.db
         .system(async |conn| {
             sql(LOOK_AGAIN)
-                .bind::<Array<SqlUuid>, _>(sessions)
+                .bind::<Array<SqlUuid>, _>(ids)
                 .bind::<Array<Timestamptz>, _>(times)
-                .bind::<Bool, _>(restarted)
+                .bind::<Array<Bool>, _>(starts)
                 .prepared()
                 .execute(&mut **conn)
                 .await?;

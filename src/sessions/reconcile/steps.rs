@@ -5,20 +5,17 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
-use super::{Step, next_step, status_of};
+use super::act::{self, Again, Looked};
+use super::plan::{Wishes, wish_columns};
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
-use crate::sessions::directory::{DirectoryError, SessionEntry};
-use crate::sessions::queries::Desired;
-use crate::sessions::status::{self, Observation, Polled};
-use crate::waha::{CallError, Me, Server, SessionInfo, SessionSpec, SessionStatus};
+use crate::sessions::status::{self, Observation, Polled, Source};
 
 /// Steps under way on this node.
 const MOST: usize = 64;
@@ -26,8 +23,6 @@ const MOST: usize = 64;
 const MOST_PER_SERVER: i64 = 4;
 /// How long one node alone acts on a session. Longer than a step takes: two calls of 30 s and some statements.
 const LEASE: TimeDelta = TimeDelta::seconds(120);
-/// A step is not begun with less than this left of its lease.
-const STEP: TimeDelta = TimeDelta::seconds(60);
 /// The pause before the next look, doubled for each step or failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
@@ -35,66 +30,84 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A session taken under a lease.
 #[derive(Clone, QueryableByName)]
-struct Taken {
+pub(super) struct Taken {
     #[diesel(sql_type = SqlUuid)]
-    tenant_id: TenantId,
+    pub tenant_id: TenantId,
     #[diesel(sql_type = SqlUuid)]
-    id: SessionId,
+    pub id: SessionId,
     #[diesel(sql_type = SqlUuid)]
-    waha_server_id: WahaServerId,
+    pub waha_server_id: WahaServerId,
     #[diesel(sql_type = Text)]
-    desired: String,
+    pub external_session_id: String,
+    #[diesel(embed)]
+    pub wishes: Wishes,
     #[diesel(sql_type = BigInt)]
-    version: i64,
+    pub known: i64,
     #[diesel(sql_type = Integer)]
-    reconcile_failures: i32,
+    pub reconcile_failures: i32,
     #[diesel(sql_type = Timestamptz)]
-    reconcile_lease: DateTime<Utc>,
-    #[diesel(sql_type = Nullable<Timestamptz>)]
-    restart_wanted_at: Option<DateTime<Utc>>,
+    pub reconcile_lease: DateTime<Utc>,
 }
 
-// A server known to be away is left to the polls, which notice when it is back.
-const TAKE: &str = "\
-WITH due AS (
+// A server known to be away is left to the polls, which notice when it is back. Those that wait for a place to start are taken
+// only as there are places, so that waiting costs no calls.
+const TAKE: &str = concat!(
+    "\
+WITH looks AS (
     SELECT d.tenant_id, d.id FROM waha_servers v
     LEFT JOIN unnest($2, $3) AS busy (server, running) ON busy.server = v.id
     CROSS JOIN LATERAL (
         SELECT s.tenant_id, s.id FROM waha_sessions s
-        WHERE s.waha_server_id = v.id AND s.reconcile_at <= $1
-          AND (s.reconcile_lease IS NULL OR s.reconcile_lease <= $1)
-          AND s.deleted_at IS NULL AND s.desired IN ('started', 'stopped')
+        WHERE s.waha_server_id = v.id AND s.reconcile_at <= $1 AND s.start_queued_at IS NULL
+          AND (s.reconcile_lease IS NULL OR s.reconcile_lease <= $1) AND s.removed_at IS NULL
         ORDER BY s.reconcile_at LIMIT greatest($4 - coalesce(busy.running, 0), 0)
         FOR UPDATE SKIP LOCKED
     ) d
     WHERE v.deleted_at IS NULL AND v.health IN ('healthy', 'unknown')
     LIMIT $5
+), starts AS (
+    SELECT d.tenant_id, d.id FROM waha_servers v
+    LEFT JOIN unnest($2, $3) AS busy (server, running) ON busy.server = v.id
+    CROSS JOIN LATERAL (
+        SELECT $7 - count(*) AS places FROM waha_sessions o WHERE o.waha_server_id = v.id AND o.starting_since > $8
+    ) room
+    CROSS JOIN LATERAL (
+        SELECT s.tenant_id, s.id FROM waha_sessions s
+        WHERE s.waha_server_id = v.id AND s.reconcile_at <= $1 AND s.start_queued_at IS NOT NULL
+          AND (s.reconcile_lease IS NULL OR s.reconcile_lease <= $1) AND s.removed_at IS NULL
+        ORDER BY s.start_queued_at LIMIT greatest(least(room.places, $4 - coalesce(busy.running, 0)), 0)
+        FOR UPDATE SKIP LOCKED
+    ) d
+    WHERE v.deleted_at IS NULL AND v.health IN ('healthy', 'unknown')
+    LIMIT $5
+), taken AS (
+    UPDATE waha_sessions s SET reconcile_at = $6, reconcile_lease = $6
+    FROM (SELECT * FROM looks UNION ALL SELECT * FROM starts) d
+    WHERE s.tenant_id = d.tenant_id AND s.id = d.id
+    RETURNING s.*
 )
-UPDATE waha_sessions s SET reconcile_at = $6, reconcile_lease = $6
-FROM due d WHERE s.tenant_id = d.tenant_id AND s.id = d.id
-RETURNING s.tenant_id, s.id, s.waha_server_id, s.desired, s.version, s.reconcile_failures, s.reconcile_lease, s.restart_wanted_at";
+SELECT s.tenant_id, s.id, s.waha_server_id, s.external_session_id, s.version + s.observations AS known, s.reconcile_failures,
+       s.reconcile_lease, ",
+    wish_columns!(),
+    " FROM taken s JOIN waha_servers v ON v.id = s.waha_server_id LEFT JOIN waha_servers t ON t.id = s.move_to"
+);
 
-// Who asked for another look meanwhile has moved reconcile_at, and gets it.
+// Who asked for another look meanwhile has moved reconcile_at, and gets it. A place for starting that was not used is free again.
 const GIVE_BACK: &str = "\
 UPDATE waha_sessions SET
     reconcile_at = CASE WHEN reconcile_at = reconcile_lease THEN $4 ELSE reconcile_at END,
     reconcile_failures = CASE WHEN reconcile_at = reconcile_lease THEN $5 ELSE reconcile_failures END,
     reconcile_lease = NULL,
-    restart_wanted_at = CASE WHEN restart_wanted_at = $6 THEN NULL ELSE restart_wanted_at END
+    start_queued_at = CASE WHEN $9 THEN coalesce(start_queued_at, $10) END,
+    starting_since = CASE WHEN $11 AND waha_status <> 'starting' THEN NULL ELSE starting_since END,
+    restart_wanted_at = CASE WHEN restart_wanted_at = $6 THEN NULL ELSE restart_wanted_at END,
+    restart_by_tenant = restart_by_tenant AND restart_wanted_at IS DISTINCT FROM $6,
+    logout_wanted_at = CASE WHEN logout_wanted_at = $7 THEN NULL ELSE logout_wanted_at END,
+    phone = CASE WHEN logout_wanted_at = $7 THEN NULL ELSE phone END,
+    restarts = CASE WHEN $8 THEN array_append(
+        ARRAY(SELECT at FROM unnest(restarts) AS at WHERE at > $10 - interval '1 hour'), $10) ELSE restarts END,
+    failure_restarted = failure_restarted OR $8 AND $12
 WHERE tenant_id = $1 AND id = $2 AND reconcile_lease = $3";
-
-/// Why a step did not succeed. Its texts are safe to log.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error(transparent)]
-    Waha(#[from] CallError),
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    #[error("the address of this service does not make a webhook address")]
-    PublicUrl,
-    #[error("WAHA answered too late for a step within the lease")]
-    TooLate,
-}
 
 /// Takes what is due until `stop` turns true, then waits for the steps under way.
 pub(super) async fn run(app: App, mut stop: watch::Receiver<bool>) {
@@ -139,6 +152,7 @@ async fn take(app: &App, busy: &HashMap<Id, WahaServerId>) -> Result<Vec<Taken>,
     }
     let (busy_servers, counts): (Vec<_>, Vec<_>) = running.into_iter().unzip();
     let free = i64::try_from(MOST.saturating_sub(busy.len())).unwrap_or(i64::MAX);
+    let fleet = &app.config.fleet;
     app.db
         .system(async |conn| {
             Ok(sql(TAKE)
@@ -148,6 +162,8 @@ async fn take(app: &App, busy: &HashMap<Id, WahaServerId>) -> Result<Vec<Taken>,
                 .bind::<BigInt, _>(MOST_PER_SERVER)
                 .bind::<BigInt, _>(free)
                 .bind::<Timestamptz, _>(now + LEASE)
+                .bind::<BigInt, _>(fleet.starts_at_once)
+                .bind::<Timestamptz, _>(now - fleet.start_deadline)
                 .prepared()
                 .load(&mut **conn)
                 .await?)
@@ -155,131 +171,57 @@ async fn take(app: &App, busy: &HashMap<Id, WahaServerId>) -> Result<Vec<Taken>,
         .await
 }
 
-/// What a look at a session brought.
-struct Looked {
-    /// The step that was taken.
-    step: Step,
-    /// The status WAHA has it in; `None` when that is known only at the next look.
-    status: Option<(SessionStatus, Option<Me>)>,
-}
-
 async fn look(app: App, session: Taken) {
-    let looked = match Desired::from_name(&session.desired) {
-        Some(desired) => act(&app, &session, desired).await,
-        None => Ok(Looked { step: Step::Nothing, status: None }),
-    };
+    let looked = act::act(&app, &session).await;
     let in_a_row = session.reconcile_failures.saturating_add(1);
-    // A restart that is not to be had (the session stopped by itself, say) is no longer wanted either.
-    let restart_done = session.restart_wanted_at.filter(|_| looked.is_ok());
-    let (failures, status) = match looked {
-        Ok(Looked { step: Step::Nothing, status }) => (0, status),
-        Ok(Looked { step, status }) => {
-            metrics::counter!("switchboard_reconcile_steps_total", "step" => step.name()).increment(1);
-            tracing::info!(session_id = %session.id, step = step.name(), "reconcile: a step towards the desired state");
-            (in_a_row, status)
+    let written = match &looked {
+        Ok(looked) => {
+            if looked.step.is_some() {
+                let step = looked.step.map_or("nothing", super::plan::Step::name);
+                metrics::counter!("switchboard_reconcile_steps_total", "step" => step).increment(1);
+                tracing::info!(session_id = %session.id, step, "reconcile: a step towards the desired state");
+            }
+            finish(&app, &session, looked, in_a_row).await
         }
         Err(fault) => {
             metrics::counter!("switchboard_reconcile_failures_total").increment(1);
             tracing::warn!(session_id = %session.id, %fault, failures = in_a_row, "reconcile: a step failed; it is tried again");
-            (in_a_row, None)
+            let failed = Looked { again: Again::Soon, unused_place: true, ..Looked::default() };
+            finish(&app, &session, &failed, in_a_row).await
         }
     };
-    if let Err(fault) = finish(&app, &session, failures, status, restart_done).await {
+    if let Err(fault) = written {
         // The lease runs out, and another look begins.
         tracing::warn!(session_id = %session.id, %fault, "reconcile: the outcome of a step could not be written down");
     }
 }
 
-/// Looks at WAHA and takes the step that is missing.
-async fn act(app: &App, session: &Taken, desired: Desired) -> Result<Looked, Fault> {
-    let gone = Looked { step: Step::Nothing, status: None };
-    let Some(entry) = app.directory.session(session.tenant_id, session.id).await? else { return Ok(gone) };
-    let Some(place) = app.directory.server(entry.server).await? else { return Ok(gone) };
-    let (server, name) = (&place.server, entry.external_name.as_str());
-    let found = app.waha.get_session(server, name).await?;
-    let step = match found.as_ref().map(|info| info.status) {
-        Some(SessionStatus::Working | SessionStatus::Starting)
-            if desired == Desired::Started && session.restart_wanted_at.is_some() =>
-        {
-            Step::Restart
-        }
-        status => next_step(desired, status),
-    };
-    if step != Step::Nothing && session.reconcile_lease - app.clock.now() < STEP {
-        return Err(Fault::TooLate);
-    }
-    let status = match step {
-        Step::Create => create(app, server, &entry).await?,
-        Step::Start => {
-            app.waha.start(server, name).await?;
-            None
-        }
-        Step::Stop => {
-            app.waha.stop(server, name).await?;
-            None
-        }
-        Step::Restart => {
-            app.waha.restart(server, name).await?;
-            Some((SessionStatus::Starting, None))
-        }
-        Step::Nothing => {
-            let status = status_of(desired, found.as_ref());
-            Some((status, found.and_then(|info| info.me)))
-        }
-    };
-    Ok(Looked { step, status })
-}
-
-async fn create(
-    app: &App,
-    server: &Server,
-    entry: &SessionEntry,
-) -> Result<Option<(SessionStatus, Option<Me>)>, Fault> {
-    let spec = spec(app, entry)?;
-    match app.waha.create_session(server, &spec, true).await {
-        Ok(Some(info)) => Ok(Some(seen(info))),
-        // It is there after all: the next look tells how.
-        Ok(None) | Err(CallError::AlreadyExists) => Ok(None),
-        Err(fault) => Err(fault.into()),
-    }
-}
-
-fn seen(info: SessionInfo) -> (SessionStatus, Option<Me>) {
-    (info.status, info.me)
-}
-
-/// How `session` is set up at WAHA.
-fn spec(app: &App, session: &SessionEntry) -> Result<SessionSpec, Fault> {
-    let base = app.config.public_url.as_str().trim_end_matches('/');
-    let key = std::str::from_utf8(session.webhook_key.expose_secret())
-        .map_err(|_| Fault::Directory(DirectoryError::Unreadable("webhook key")))?;
-    Ok(SessionSpec {
-        name: session.external_name.clone(),
-        engine: session.engine,
-        webhook_url: format!("{base}/hooks/waha/{}", session.server).parse().map_err(|_| Fault::PublicUrl)?,
-        hmac_key: SecretString::from(key),
-        metadata: [("switchboard.session".to_owned(), session.id.to_string())].into(),
-    })
-}
-
 /// Writes down what was seen and gives the session back, to be looked at again unless nothing was missing.
-async fn finish(
-    app: &App,
-    session: &Taken,
-    failures: i32,
-    status: Option<(SessionStatus, Option<Me>)>,
-    restart_done: Option<DateTime<Utc>>,
-) -> Result<(), DbError> {
+async fn finish(app: &App, session: &Taken, looked: &Looked, in_a_row: i32) -> Result<(), DbError> {
     let now = app.clock.now();
-    let next = (failures > 0).then(|| now + pause_before(app, failures));
+    let (next, failures) = match looked.again {
+        Again::No => (None, 0),
+        Again::Soon => (Some(now + pause_before(app, in_a_row)), in_a_row),
+        Again::At(at) => (Some(at), session.reconcile_failures),
+        Again::WhenRoom => (Some(now), session.reconcile_failures),
+    };
+    // A wish is done with once its step succeeded. One that is not to be had (the session stopped by itself, say) is no longer
+    // wanted either.
+    let done = |wish: Option<DateTime<Utc>>| wish.filter(|_| looked.wishes_done);
     let changed = app
         .db
         .system(async |conn: &mut SystemConn| {
             let mut changed = 0;
-            if let Some((status, me)) = status {
-                let observation =
-                    Observation { tenant: session.tenant_id, session: session.id, status, reported_at: None, me };
-                let polled = [Polled { observation, version: session.version }];
+            if let Some((status, me)) = &looked.status {
+                let observation = Observation {
+                    tenant: session.tenant_id,
+                    session: session.id,
+                    status: *status,
+                    reported_at: None,
+                    me: me.clone(),
+                    source: if looked.step.is_some() { Source::Step } else { Source::Poll },
+                };
+                let polled = [Polled { observation, known: session.known }];
                 changed = status::observe_polled(conn, &app.chance, now, &polled).await?;
             }
             sql(GIVE_BACK)
@@ -288,7 +230,13 @@ async fn finish(
                 .bind::<Timestamptz, _>(session.reconcile_lease)
                 .bind::<Nullable<Timestamptz>, _>(next)
                 .bind::<Integer, _>(failures)
-                .bind::<Nullable<Timestamptz>, _>(restart_done)
+                .bind::<Nullable<Timestamptz>, _>(done(session.wishes.restart_wanted_at))
+                .bind::<Nullable<Timestamptz>, _>(done(session.wishes.logout_wanted_at))
+                .bind::<Bool, _>(looked.own_restart)
+                .bind::<Bool, _>(looked.again == Again::WhenRoom)
+                .bind::<Timestamptz, _>(now)
+                .bind::<Bool, _>(looked.unused_place)
+                .bind::<Bool, _>(session.wishes.waha_status == "failed")
                 .prepared()
                 .execute(&mut **conn)
                 .await?;

@@ -41,9 +41,9 @@ const SESSIONS: &str = "\
 WITH input AS (
     SELECT * FROM unnest($3, $4, $5, $6, $7) AS i (id, name, server, key, phone)
 ), made AS (
-    INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, status_at, desired, engine,
+    INSERT INTO waha_sessions (tenant_id, id, name, external_session_id, waha_server_id, status, waha_status, status_at, desired, engine,
                                webhook_key_sealed, phone, pacing, created_at, updated_at)
-    SELECT $1, id, name, name, server, 'working', 'epoch', 'started', 'NOWEB', key, phone,
+    SELECT $1, id, name, name, server, 'working', 'working', 'epoch', 'started', 'NOWEB', key, phone,
            jsonb_build_object('min_gap_ms', $2, 'jitter_ms', 0), $8, $8 FROM input
 )
 INSERT INTO lanes (tenant_id, session_id, waha_server_id, next_slot_at, min_gap_ms, jitter_ms, check_numbers, created_at, updated_at)

@@ -32,7 +32,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<Vec<F
 }
 
 async fn measure(rig: &mut Rig, arguments: &Arguments) -> anyhow::Result<Vec<Finding>> {
-    let (sessions, gap, rounds) = if arguments.quick { (500_u32, 2_u32, 3_u32) } else { (10_000, 10, 5) };
+    let (sessions, gap, rounds) = if arguments.quick { (500_u32, 2_u32, 3_u32) } else { (10_000, arguments.gap, 5) };
     let fleet = Fleet::make(rig, usize::try_from(sessions)?, i32::try_from(gap * 1000)?).await?;
     let requests = fleet.requests();
     rig.analyze().await?;

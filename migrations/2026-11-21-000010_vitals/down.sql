@@ -1,0 +1,2 @@
+DROP TABLE operator_alarms;
+DROP TABLE session_vitals;
