@@ -9,6 +9,7 @@ use super::plan::{self, Found, Next, Step};
 use super::steps::Taken;
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
+use crate::domain::ids::WahaServerId;
 use crate::sessions::directory::{DirectoryError, SessionEntry};
 use crate::sessions::liveness::alarm;
 use crate::sessions::{moving, removal};
@@ -73,7 +74,7 @@ pub(super) async fn act(app: &App, session: &Taken) -> Result<Looked, Fault> {
     let (server, name) = (&place.server, session.external_session_id.as_str());
     // A deleted session is in the directory no more, and needs no configuration.
     let entry = app.directory.session(session.tenant_id, session.id).await?;
-    let spec = entry.map(|entry| spec(app, &entry)).transpose()?;
+    let spec = entry.map(|entry| spec(app, &entry, session.waha_server_id)).transpose()?;
     let info = app.waha.get_session(server, name).await?;
     let found = info
         .as_ref()
@@ -204,15 +205,15 @@ async fn reserve(app: &App, session: &Taken) -> Result<bool, DbError> {
         .await
 }
 
-/// How `session` is set up at WAHA.
-fn spec(app: &App, session: &SessionEntry) -> Result<SessionSpec, Fault> {
+/// How `session` is set up on `server`: where it lives now, of which the directory may not know yet.
+fn spec(app: &App, session: &SessionEntry, server: WahaServerId) -> Result<SessionSpec, Fault> {
     let base = app.config.public_url.as_str().trim_end_matches('/');
     let key = std::str::from_utf8(session.webhook_key.expose_secret())
         .map_err(|_| Fault::Directory(DirectoryError::Unreadable("webhook key")))?;
     Ok(SessionSpec {
         name: session.external_name.clone(),
         engine: session.engine,
-        webhook_url: format!("{base}/hooks/waha/{}", session.server).parse().map_err(|_| Fault::PublicUrl)?,
+        webhook_url: format!("{base}/hooks/waha/{server}").parse().map_err(|_| Fault::PublicUrl)?,
         hmac_key: SecretString::from(key),
         metadata: [("switchboard.session".to_owned(), session.id.to_string())].into(),
         proxy: session.proxy.clone(),
