@@ -299,11 +299,13 @@ async fn a_server_that_fails_gets_a_break_and_the_circuit_closes_again() {
     let node = world.node();
     let tenant = world.tenant(&node.base, "one").await;
     let control = world.simulator.control();
-    let mut messages = Vec::new();
-    control.add_fault(FaultRule::always("sendText", Fault::BadGateway502).times(6));
+    let (mut sessions, mut messages) = (Vec::new(), Vec::new());
     for n in 0..6 {
-        let (session, _) = tenant.session(&format!("s{n}")).await;
-        messages.push(tenant.send_text(&session, SOMEBODY, &n.to_string()).await);
+        sessions.push(tenant.session(&format!("s{n}")).await.0);
+    }
+    control.add_fault(FaultRule::always("sendText", Fault::BadGateway502).times(6));
+    for session in &sessions {
+        messages.push(tenant.send_text(session, SOMEBODY, "through the break").await);
     }
     let client = world.db.connect().await;
     let opened = async |open: bool| {
