@@ -317,7 +317,7 @@ async fn two_nodes_take_no_step_twice_for_five_hundred_sessions() {
         rows.push(stand.create(tenant, session(&format!("s{index}"))).await.unwrap());
     }
     let nodes = [Stand::reconcile(&stand.app), Stand::reconcile(&there)];
-    let patience = PATIENCE * 4;
+    let patience = PATIENCE * 8;
     let all = async |what: &str, status: &str| {
         let query = format!("SELECT count(*) FROM waha_sessions WHERE waha_status = '{status}'");
         eventually(patience, what, async || (stand.count(&query).await == 500).then_some(())).await;
