@@ -159,7 +159,7 @@ async fn what_hangs_while_starting_is_restarted_until_it_works() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_session_is_tried_again_and_not_hammered() {
-    let stand = Stand::new().await;
+    let stand = Stand::moved(&[]).await;
     let tenant = stand.tenant("a").await;
     stand.server(5).await;
     let control = stand.simulator.control();
@@ -167,8 +167,9 @@ async fn a_locked_session_is_tried_again_and_not_hammered() {
     control.add_fault(FaultRule::always("/api/sessions/{session}/stop", Fault::Locked422).times(2));
     let node = Stand::reconcile(&stand.app);
     let row = stand.create(tenant, session("a")).await.unwrap();
-    stand.becomes(tenant, row.id, "scan_qr").await;
-    for (wish, status) in [(Wish::Stop, "stopped"), (Wish::Start, "scan_qr")] {
+    let is = async |status: &str| stand.find(tenant, row.id).await.filter(|row| row.status == status);
+    stand.moving(STEP, "it to work", async || is("working").await).await;
+    for (wish, status) in [(Wish::Stop, "stopped"), (Wish::Start, "working")] {
         let now = stand.app.clock.now();
         stand
             .app
@@ -177,9 +178,9 @@ async fn a_locked_session_is_tried_again_and_not_hammered() {
             .await
             .unwrap();
         stand.app.wake.sessions.notify_one();
-        stand.becomes(tenant, row.id, status).await;
+        stand.moving(STEP, status, async || is(status).await).await;
     }
-    stand.settled().await;
+    stand.pass(Duration::from_secs(30), STEP, async || {}).await;
     let calls = stand.counter.calls("POST");
     assert_eq!(calls.values().copied().collect::<Vec<_>>(), [3, 3], "{calls:?}");
     node.stop().await;
