@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
-use crate::broker::{Broker, BrokerConfig};
+use crate::broker::{Broker, BrokerConfig, Route};
 use crate::config::{Config, MasterKey};
 use crate::db::generation::Generation;
 use crate::db::group_commit::GroupCommit;
@@ -18,7 +19,7 @@ use crate::domain::chance::Chance;
 use crate::domain::clock::Clock;
 use crate::identity::keys::Keys;
 use crate::identity::seal::Sealer;
-use crate::ingest::road::Road;
+use crate::ingest::road::{self, Road};
 use crate::ingest::spool::Spool;
 use crate::media::slots::Slots;
 use crate::media::{MediaRoom, RoomError};
@@ -67,6 +68,8 @@ pub struct Parts {
     pub acceptor: Acceptor,
     /// Puts WAHA's events on the road.
     pub road: GroupCommit<Road>,
+    /// The same for those that tell of what happened a while ago.
+    pub history_road: GroupCommit<Road>,
     /// Keeps WAHA's events while the broker is away.
     pub spool: GroupCommit<Spool>,
     /// The callers' keys.
@@ -84,11 +87,38 @@ pub struct Wake {
     /// A lane may have become ready.
     pub dispatch: Notify,
     /// Events were written.
-    pub events: Notify,
+    pub events: EventBell,
     /// Webhook deliveries became due.
     pub deliveries: Notify,
     /// A session's desired state changed.
     pub sessions: Notify,
+    /// Files that came with messages are to be fetched.
+    pub media: Notify,
+}
+
+/// Rings for everybody who follows the event log: a bell each, since a ring wakes one only.
+#[derive(Debug, Default)]
+pub struct EventBell {
+    fan_out: Notify,
+    conversations: Notify,
+}
+
+impl EventBell {
+    /// Events were written.
+    pub fn notify_one(&self) {
+        self.fan_out.notify_one();
+        self.conversations.notify_one();
+    }
+
+    /// For the fan-out.
+    pub fn notified(&self) -> Notified<'_> {
+        self.fan_out.notified()
+    }
+
+    /// For the projection of contacts and conversations.
+    pub fn conversations(&self) -> Notified<'_> {
+        self.conversations.notified()
+    }
 }
 
 /// What a node says of itself, beside what can be asked of the database.
@@ -182,12 +212,19 @@ impl App {
             channels: 2,
         };
         let broker = Broker::start(broker, chance.clone());
+        let road = |route, together| Road { broker: broker.clone(), chance: chance.clone(), route, together };
         Ok(Self(Arc::new(Parts {
             keys: Keys::new(config.platform_key.as_ref(), &generation),
             health: Health::default(),
             directory: Directory::new(db.clone(), sealer.clone(), &generation),
             waha: WahaClient::new(Handle::current(), Timeouts::default())?,
-            road: GroupCommit::start("road", Road { broker: broker.clone(), chance: chance.clone() }, 20_000, 1000),
+            road: GroupCommit::start("road", road(Route::Inbound, road::TOGETHER), 20_000, 1000),
+            history_road: GroupCommit::start(
+                "history_road",
+                road(Route::History, road::HISTORY_TOGETHER),
+                20_000,
+                1000,
+            ),
             broker,
             runtime: Handle::current(),
             spool: GroupCommit::start("spool", Spool(db.clone()), 20_000, 500),

@@ -39,6 +39,10 @@ pub mod delivery;
 
 // What it passes through.
 pub mod media;
+pub mod contacts;
+pub mod conversations;
+pub mod search;
+pub mod retention;
 pub mod guard;
 pub mod sessions;
 pub mod tenants;

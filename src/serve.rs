@@ -19,7 +19,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::app::App;
 use crate::broker::LinkState;
 use crate::db::{DbError, Prepare, sql};
-use crate::{delivery, dispatch, events, http, ingest, media, messages, sending, sessions};
+use crate::{
+    conversations, delivery, dispatch, events, http, ingest, media, messages, retention, search, sending, sessions,
+};
 
 /// What closing the broker's connection may take, even when the drain time is over.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -102,16 +104,21 @@ impl Node {
                     node.roles.spawn(sessions::reconcile::run(app.clone(), stopped.clone()));
                     node.roles.spawn(sessions::liveness::run(app.clone(), stopped.clone()));
                     node.roles.spawn(messages::pool_moves::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(retention::run(app.clone(), stopped.clone()));
                 }
                 Role::Send => {
                     node.roles.spawn(sending::run(app.clone(), stopped.clone()));
                 }
                 Role::Ingest => {
                     node.roles.spawn(ingest::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(media::arrivals::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(conversations::projection::run(app.clone(), stopped.clone()));
+                    node.roles.spawn(ingest::gap_fill::run(app.clone(), stopped.clone()));
                 }
                 Role::Deliver => {
                     let publisher = events::live::publisher(&app);
                     node.roles.spawn(events::fan_out::run(app.clone(), Some(publisher), stopped.clone()));
+                    node.roles.spawn(search::index::run(app.clone(), stopped.clone()));
                     let (app, stopped) = (app.clone(), stopped.clone());
                     node.roles.spawn(async move {
                         if let Err(fault) = delivery::worker::run(app, stopped).await {

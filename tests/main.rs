@@ -11,11 +11,14 @@
 mod api;
 mod broker;
 mod cli;
+mod contacts;
 mod delivery;
 mod dispatch;
 mod faults;
 mod flow;
+mod ingest;
 mod isolation;
+mod retention;
 mod schema;
 mod sessions;
 mod simulator;

@@ -340,6 +340,7 @@ fn send<'a>(channel: &'a Channel, names: &Names, message: &'a Outgoing) -> Optio
         Route::Event { routing_key } => (names.events(), routing_key.clone(), true),
         Route::Outbound(server) => (String::new(), names.queue(Queue::Outbound(*server)), true),
         Route::Inbound => (String::new(), names.queue(Queue::Inbound), true),
+        Route::History => (String::new(), names.queue(Queue::History), true),
         Route::Deliver => (String::new(), names.queue(Queue::Deliver), true),
     };
     let (exchange, key) = (ShortString::try_new(exchange).ok()?, ShortString::try_new(key).ok()?);

@@ -37,6 +37,8 @@ pub enum Queue {
     Outbound(WahaServerId),
     /// Webhooks received from WAHA.
     Inbound,
+    /// Webhooks received from WAHA that tell of what happened a while ago.
+    History,
     /// Events on their way to tenants' endpoints.
     Deliver,
 }
@@ -48,6 +50,7 @@ impl Queue {
         match self {
             Self::Outbound(_) => "outbound",
             Self::Inbound => "inbound",
+            Self::History => "history",
             Self::Deliver => "deliver",
         }
     }
@@ -60,6 +63,8 @@ pub enum Route {
     Outbound(WahaServerId),
     /// The queue of received webhooks.
     Inbound,
+    /// The queue of received webhooks that tell of what happened a while ago.
+    History,
     /// The queue of deliveries to tenants' endpoints.
     Deliver,
     /// The topic exchange of live events, where nobody may be listening.
@@ -76,6 +81,7 @@ impl Route {
         match self {
             Self::Outbound(server) => Some(Queue::Outbound(*server)),
             Self::Inbound => Some(Queue::Inbound),
+            Self::History => Some(Queue::History),
             Self::Deliver => Some(Queue::Deliver),
             Self::Event { .. } => None,
         }
@@ -136,13 +142,14 @@ impl Names {
 
     pub(crate) fn known(&self) -> Vec<Queue> {
         let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().copied().chain([Queue::Inbound, Queue::Deliver]).collect()
+        known.iter().copied().chain([Queue::Inbound, Queue::History, Queue::Deliver]).collect()
     }
 
     pub(crate) fn queue(&self, queue: Queue) -> String {
         match queue {
             Queue::Outbound(server) => format!("{}.outbound.{server}", self.0.prefix),
             Queue::Inbound => format!("{}.inbound", self.0.prefix),
+            Queue::History => format!("{}.history", self.0.prefix),
             Queue::Deliver => format!("{}.deliver", self.0.prefix),
         }
     }

@@ -3,7 +3,9 @@
 //! A setting comes from the environment, else from the file named by `SWITCHBOARD_CONFIG` (TOML, the same names in lower
 //! case without the `SWITCHBOARD_` prefix), else from its default. This is the only module that reads the environment.
 
+mod arrivals;
 mod fleet;
+mod gap_fill;
 mod liveness;
 mod sending;
 
@@ -19,7 +21,9 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::arrivals::Arrivals;
 pub use self::fleet::Fleet;
+pub use self::gap_fill::GapFill;
 pub use self::liveness::Liveness;
 pub use self::sending::Sending;
 use crate::db::DbConfig;
@@ -61,6 +65,10 @@ pub struct Config {
     pub fleet: Fleet,
     /// How sessions are watched over.
     pub liveness: Liveness,
+    /// How files that come with messages are fetched.
+    pub arrivals: Arrivals,
+    /// How gaps are filled that webhooks left.
+    pub gap_fill: GapFill,
 }
 
 /// Where files are kept.
@@ -247,6 +255,8 @@ impl Config {
             sending: Sending::read(&mut reader),
             fleet: Fleet::read(&mut reader),
             liveness: Liveness::read(&mut reader),
+            arrivals: Arrivals::read(&mut reader),
+            gap_fill: GapFill::read(&mut reader),
             public_url,
         };
         if config.database.max_connections < 2 {
@@ -263,7 +273,13 @@ impl Config {
 
 /// Every setting's name.
 fn names() -> impl Iterator<Item = &'static str> {
-    NAMES.into_iter().chain(Sending::NAMES).chain(Fleet::NAMES).chain(Liveness::NAMES)
+    NAMES
+        .into_iter()
+        .chain(Sending::NAMES)
+        .chain(Fleet::NAMES)
+        .chain(Liveness::NAMES)
+        .chain(Arrivals::NAMES)
+        .chain(GapFill::NAMES)
 }
 
 struct Reader {

@@ -23,15 +23,100 @@ diesel::table! {
 }
 
 diesel::table! {
-    conversations (session_id, chat_id) {
+    contact_ids (tenant_id, key) {
+        tenant_id -> Uuid,
+        key -> Text,
+        contact_id -> Uuid,
+        wa_id -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    contact_links (tenant_id, lid, phone) {
+        tenant_id -> Uuid,
+        lid -> Text,
+        phone -> Text,
+        because -> Text,
+        denied_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    contact_merges (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        kept_id -> Uuid,
+        merged_id -> Uuid,
+        because -> Text,
+        keys -> Array<Text>,
+        kept -> Jsonb,
+        merged -> Jsonb,
+        at -> Timestamptz,
+        undone_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    contacts (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        #[max_length = 20]
+        phone -> Nullable<Varchar>,
+        lid -> Nullable<Text>,
+        name -> Nullable<Text>,
+        push_name -> Nullable<Text>,
+        name_key -> Nullable<Text>,
+        push_name_key -> Nullable<Text>,
+        tags -> Array<Text>,
+        notes -> Nullable<Text>,
+        last_seen_at -> Nullable<Timestamptz>,
+        push_name_at -> Nullable<Timestamptz>,
+        merged_into -> Nullable<Uuid>,
+        erased_at -> Nullable<Timestamptz>,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    conversation_participants (session_id, chat_id, person) {
         tenant_id -> Uuid,
         session_id -> Uuid,
         chat_id -> Text,
-        first_outbound_at -> Nullable<Timestamptz>,
-        first_inbound_at -> Nullable<Timestamptz>,
-        last_inbound_at -> Nullable<Timestamptz>,
+        person -> Text,
+        wa_id -> Text,
+        role -> Text,
+        told_at -> Timestamptz,
+        left_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    conversations (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        session_id -> Uuid,
+        kind -> Text,
+        contact_id -> Nullable<Uuid>,
+        chat_id -> Text,
+        name -> Nullable<Text>,
+        last_message_id -> Nullable<Uuid>,
+        last_message_at -> Nullable<Timestamptz>,
+        last_waha_id -> Nullable<Text>,
+        message_count -> Int8,
+        unread_count -> Int4,
+        last_read_at -> Nullable<Timestamptz>,
+        is_active -> Bool,
+        version -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        deleted_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -51,6 +136,27 @@ diesel::table! {
         ack -> Int2,
         at -> Timestamptz,
         created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    erasures (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        contact_id -> Uuid,
+        #[max_length = 100]
+        requested_by -> Varchar,
+        status -> Text,
+        stage -> Text,
+        place -> Nullable<Jsonb>,
+        due_at -> Timestamptz,
+        messages -> Int8,
+        cancelled -> Int8,
+        events -> Int8,
+        files -> Int8,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        finished_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -89,6 +195,52 @@ diesel::table! {
 }
 
 diesel::table! {
+    gap_fills (tenant_id, session_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        due_at -> Nullable<Timestamptz>,
+        because -> Text,
+        asked -> Int8,
+        taken -> Int8,
+        waha_server_id -> Uuid,
+        working_since -> Nullable<Timestamptz>,
+        server_started -> Nullable<Int8>,
+        probed_at -> Nullable<Timestamptz>,
+        filled_until -> Nullable<Timestamptz>,
+        reread_from -> Nullable<Timestamptz>,
+        lease_until -> Nullable<Timestamptz>,
+        began_at -> Nullable<Timestamptz>,
+        fill_from -> Nullable<Timestamptz>,
+        fill_until -> Nullable<Timestamptz>,
+        cursor_since -> Nullable<Timestamptz>,
+        cursor_offset -> Int8,
+        cursor_after -> Nullable<Int8>,
+        found -> Int8,
+        failures -> Int4,
+        filled_at -> Nullable<Timestamptz>,
+        by_webhook -> Int8,
+        by_read_back -> Int8,
+        recent_by_webhook -> Int8,
+        recent_by_read_back -> Int8,
+        counted_until -> Timestamptz,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    group_subjects (session_id, chat_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        chat_id -> Text,
+        subject -> Nullable<Text>,
+        joined -> Bool,
+        told_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     idempotency_keys (tenant_id, operation, key) {
         tenant_id -> Uuid,
         operation -> Text,
@@ -101,6 +253,36 @@ diesel::table! {
         sealed -> Bool,
         created_at -> Timestamptz,
         expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    inbound_dead_letters (tenant_id, id) {
+        tenant_id -> Uuid,
+        id -> Uuid,
+        session_id -> Uuid,
+        waha_server_id -> Uuid,
+        received_at -> Timestamptz,
+        event -> Nullable<Text>,
+        reason -> Text,
+        cause -> Text,
+        body -> Text,
+        attempts -> Int4,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    known_chats (session_id, chat_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        chat_id -> Text,
+        first_outbound_at -> Nullable<Timestamptz>,
+        first_inbound_at -> Nullable<Timestamptz>,
+        last_inbound_at -> Nullable<Timestamptz>,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
     }
 }
 
@@ -152,6 +334,17 @@ diesel::table! {
 }
 
 diesel::table! {
+    lid_lookups (tenant_id, contact_id) {
+        tenant_id -> Uuid,
+        contact_id -> Uuid,
+        due_at -> Timestamptz,
+        misses -> Int4,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     media (tenant_id, id) {
         tenant_id -> Uuid,
         id -> Uuid,
@@ -168,6 +361,90 @@ diesel::table! {
         ready_at -> Nullable<Timestamptz>,
         deleted_at -> Nullable<Timestamptz>,
         purged_at -> Nullable<Timestamptz>,
+        width -> Nullable<Int4>,
+        height -> Nullable<Int4>,
+        thumbnail_size -> Nullable<Int8>,
+        erasure_id -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    media_fetches (tenant_id, message_id) {
+        tenant_id -> Uuid,
+        message_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        chat_id -> Text,
+        url -> Nullable<Text>,
+        mime_type -> Nullable<Text>,
+        filename -> Nullable<Text>,
+        attempts -> Int4,
+        excused -> Int4,
+        gone -> Int4,
+        due_at -> Timestamptz,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_edits (session_id, waha_message_id, edit_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        #[max_length = 255]
+        edit_id -> Varchar,
+        body -> Nullable<Text>,
+        edited_at -> Timestamptz,
+        reported_at -> Timestamptz,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_reactions (session_id, waha_message_id, person) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        person -> Text,
+        emoji -> Text,
+        reacted_at -> Timestamptz,
+        reported_at -> Timestamptz,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_revocations (session_id, waha_message_id) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        revoked_at -> Timestamptz,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    message_search (tenant_id, message_id) {
+        tenant_id -> Uuid,
+        message_id -> Uuid,
+        session_id -> Uuid,
+        created_at -> Timestamptz,
+        document -> Text,
+    }
+}
+
+diesel::table! {
+    message_search_backlog (only_row) {
+        only_row -> Bool,
+        last_tenant -> Uuid,
+        last_id -> Uuid,
+        ended_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -234,6 +511,19 @@ diesel::table! {
         attempts_before -> Int4,
         edited_at -> Nullable<Timestamptz>,
         revoked_at -> Nullable<Timestamptz>,
+        source -> Nullable<Text>,
+        occurred_at -> Nullable<Timestamptz>,
+        sender_id -> Nullable<Text>,
+        sender_alternative_id -> Nullable<Text>,
+        sender_name -> Nullable<Text>,
+        backfilled -> Bool,
+        delivery_inferred -> Bool,
+        #[max_length = 255]
+        quoted_waha_id -> Nullable<Varchar>,
+        edits -> Int4,
+        original_body -> Nullable<Text>,
+        is_stub -> Bool,
+        erased_at -> Nullable<Timestamptz>,
     }
 }
 
@@ -273,6 +563,39 @@ diesel::table! {
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
         deleted_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    poll_votes (session_id, waha_message_id, person) {
+        tenant_id -> Uuid,
+        session_id -> Uuid,
+        #[max_length = 255]
+        waha_message_id -> Varchar,
+        person -> Text,
+        options -> Array<Text>,
+        voted_at -> Timestamptz,
+        reported_at -> Timestamptz,
+        created_at -> Timestamptz,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    retention_postponed (tenant_id, message_id) {
+        tenant_id -> Uuid,
+        message_id -> Uuid,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    retention_progress (tenant_id, kind) {
+        tenant_id -> Uuid,
+        kind -> Text,
+        at -> Timestamptz,
+        message_id -> Uuid,
+        updated_at -> Timestamptz,
     }
 }
 
@@ -551,10 +874,14 @@ diesel::table! {
 }
 
 diesel::joinable!(api_keys -> tenants (tenant_id));
+diesel::joinable!(contact_links -> tenants (tenant_id));
+diesel::joinable!(contacts -> tenants (tenant_id));
+diesel::joinable!(erasures -> tenants (tenant_id));
 diesel::joinable!(events -> tenants (tenant_id));
 diesel::joinable!(lanes -> waha_servers (waha_server_id));
 diesel::joinable!(media -> tenants (tenant_id));
 diesel::joinable!(number_checks -> tenants (tenant_id));
+diesel::joinable!(retention_progress -> tenants (tenant_id));
 diesel::joinable!(sender_pools -> tenants (tenant_id));
 diesel::joinable!(users -> tenants (tenant_id));
 diesel::joinable!(waha_sessions -> tenants (tenant_id));
@@ -562,21 +889,41 @@ diesel::joinable!(webhook_endpoints -> tenants (tenant_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
     api_keys,
+    contact_ids,
+    contact_links,
+    contact_merges,
+    contacts,
+    conversation_participants,
     conversations,
     directory_generation,
     early_acks,
+    erasures,
     event_cursors,
     events,
     foreign_id_endpoints,
+    gap_fills,
+    group_subjects,
     idempotency_keys,
+    inbound_dead_letters,
+    known_chats,
     lane_sends,
     lanes,
+    lid_lookups,
     media,
+    media_fetches,
+    message_edits,
+    message_reactions,
+    message_revocations,
+    message_search,
+    message_search_backlog,
     message_transitions,
     messages,
     number_checks,
     operator_alarms,
     platform_keys,
+    poll_votes,
+    retention_postponed,
+    retention_progress,
     sender_pool_recipients,
     sender_pool_sessions,
     sender_pools,

@@ -79,7 +79,35 @@ impl FromStr for Kind {
     }
 }
 
-/// A file of a message: one that is stored, or one that is fetched from `url` before the message is sent.
+/// How far the file of a message that was received, or written on the phone, has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MediaStatus {
+    /// It is being fetched from WhatsApp.
+    Pending,
+    /// It is stored.
+    Stored,
+    /// It could not be fetched, or is not to be kept; `error` says why.
+    Failed,
+    /// WhatsApp does not have it any more.
+    Expired,
+}
+
+impl MediaStatus {
+    /// The status as the API and the database write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Stored => "stored",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// A file of a message: one that is stored; one that is fetched from `url` before the message is sent; or one that came with a
+/// message, which has a `status`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MediaContent {
     /// The stored file.
@@ -94,6 +122,24 @@ pub struct MediaContent {
     /// The name shown to the recipient.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
+    /// Of a file that came with a message: how far it has come. `GET /v1/messages/{id}/media` has it once it is `stored`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<MediaStatus>,
+    /// Its size in bytes, once it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<i64>,
+    /// The width of a stored picture, in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<i32>,
+    /// The height of a stored picture, in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<i32>,
+    /// Whether there is a small picture of it: `GET /v1/messages/{id}/media?thumbnail=true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbnail: Option<bool>,
+    /// Why it is not to be had, in one stable word: `too_large`, `empty`, `not_found`, `unavailable`, `session_deleted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A place.

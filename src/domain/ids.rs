@@ -82,4 +82,14 @@ ids! {
     SenderPoolId;
     /// Something that an operator has to know of.
     AlarmId;
+    /// A person a tenant is in touch with.
+    ContactId;
+    /// Two contacts that were found to be one person.
+    ContactMergeId;
+    /// A chat of a session with a person or a group.
+    ConversationId;
+    /// Something WAHA told that nothing could be made of.
+    DeadLetterId;
+    /// The receipt of an erasure.
+    ErasureId;
 }

@@ -6,6 +6,7 @@ pub mod content;
 pub mod emoji;
 pub mod failure;
 pub mod ids;
+pub mod person;
 pub mod recipient;
 pub mod status;
 pub mod template;

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::fan_out::{FannedOut, Publish};
+use super::log::NewEvent;
 use super::view::envelope;
 use crate::app::App;
 use crate::broker::{Broker, Outgoing, PublishError, Route};
@@ -41,6 +42,22 @@ pub fn publisher(app: &App) -> Publish {
         // A full channel means that the broker is slow; streams find what they missed in the log.
         let _full = batches.try_send(batch);
     })
+}
+
+/// Tells live streams of `events` that are kept nowhere.
+pub fn tell(app: &App, events: Vec<NewEvent>) {
+    let broker = app.broker.clone();
+    app.spawn(async move {
+        let told = events.iter().map(|event| Outgoing {
+            route: Route::Event { routing_key: format!("{}.{}", event.tenant, event.kind) },
+            kind: "event",
+            id: event.id.0,
+            traceparent: None,
+            body: Bytes::from(envelope(event.id, event.kind, event.at, &event.data)),
+        });
+        // Nobody may be listening, and who misses it learns the next.
+        let _answers = broker.publish_to_listeners(told.collect()).await;
+    });
 }
 
 /// The tenants to whom nobody listened a moment ago, and until when that is believed.

@@ -43,20 +43,43 @@ impl std::fmt::Debug for NewEvent {
 /// # Errors
 /// When the database refuses; the transaction is then lost.
 pub async fn append(conn: &mut AsyncPgConnection, events: &[NewEvent]) -> Result<(), DbError> {
+    write(conn, events, APPEND).await
+}
+
+/// The same for events whose ids follow from what they tell: one that is there already is not written again.
+///
+/// # Errors
+/// When the database refuses; the transaction is then lost.
+pub async fn append_once(conn: &mut AsyncPgConnection, events: &[NewEvent]) -> Result<(), DbError> {
+    write(conn, events, APPEND_ONCE).await
+}
+
+macro_rules! append {
+    ($rest:literal) => {
+        concat!(
+            "INSERT INTO events (tenant_id, id, type, at, session_id, message_id, data) \
+             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::uuid[], $6::uuid[], $7::text[])",
+            $rest
+        )
+    };
+}
+const APPEND: &str = append!("");
+const APPEND_ONCE: &str = append!(" ON CONFLICT DO NOTHING");
+
+async fn write(conn: &mut AsyncPgConnection, events: &[NewEvent], text: &'static str) -> Result<(), DbError> {
     if events.is_empty() {
         return Ok(());
     }
-    sql("INSERT INTO events (tenant_id, id, type, at, session_id, message_id, data) \
-         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::uuid[], $6::uuid[], $7::text[])")
-    .bind::<Array<Uuid>, _>(events.iter().map(|event| event.tenant).collect::<Vec<_>>())
-    .bind::<Array<Uuid>, _>(events.iter().map(|event| event.id).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(events.iter().map(|event| event.kind).collect::<Vec<_>>())
-    .bind::<Array<Timestamptz>, _>(events.iter().map(|event| event.at).collect::<Vec<_>>())
-    .bind::<Array<Nullable<Uuid>>, _>(events.iter().map(|event| event.session_id).collect::<Vec<_>>())
-    .bind::<Array<Nullable<Uuid>>, _>(events.iter().map(|event| event.message_id).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>())
-    .prepared()
-    .execute(conn)
-    .await?;
+    sql(text)
+        .bind::<Array<Uuid>, _>(events.iter().map(|event| event.tenant).collect::<Vec<_>>())
+        .bind::<Array<Uuid>, _>(events.iter().map(|event| event.id).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(events.iter().map(|event| event.kind).collect::<Vec<_>>())
+        .bind::<Array<Timestamptz>, _>(events.iter().map(|event| event.at).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Uuid>>, _>(events.iter().map(|event| event.session_id).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Uuid>>, _>(events.iter().map(|event| event.message_id).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>())
+        .prepared()
+        .execute(conn)
+        .await?;
     Ok(())
 }

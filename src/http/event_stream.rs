@@ -1,7 +1,8 @@
 //! `/v1/events/stream`: what happens, as it happens.
 //!
 //! A stream reads the log, in the log's order, from where its client was: so it misses nothing and repeats nothing, whatever
-//! node it is on and whatever the broker does. What comes over the broker only says that it is time to read on.
+//! node it is on and whatever the broker does. What comes over the broker only says that it is time to read on; but for presence,
+//! which is in no log and goes out as it comes, without an id.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use std::time::Duration;
 use actix_web::http::header::HeaderMap;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use utoipa::OpenApi;
 
@@ -26,6 +28,7 @@ use crate::broker::ConsumerHandle;
 use crate::db::DbError;
 use crate::domain::ids::{SessionId, TenantId};
 use crate::events::query::{self, After, Event, Position};
+use crate::events::types::{self, PRESENCE};
 use crate::events::view;
 use crate::identity::scope::Scope;
 use crate::media::slots::Slot;
@@ -43,6 +46,8 @@ const SETTLING: Duration = Duration::from_secs(5);
 const CODE_WITHIN: Duration = Duration::from_secs(2);
 /// How long it does without codes after one that did not come in time.
 const WITHOUT_CODES: Duration = Duration::from_secs(30);
+/// Presence that may wait for a client.
+const PASSING: usize = 64;
 /// How long a client waits before it comes again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -135,6 +140,8 @@ async fn begin(app: &App, tenant: TenantId, place: Option<After>) -> Result<Posi
 /// Rings when the broker has something for a tenant, until it is dropped.
 struct Bell {
     rings: Arc<Notify>,
+    /// What is told in passing only.
+    passing: mpsc::Receiver<Bytes>,
     listener: ConsumerHandle,
     app: App,
 }
@@ -143,11 +150,17 @@ impl Bell {
     fn of(app: &App, tenant: TenantId) -> Self {
         let rings = Arc::new(Notify::new());
         let ring = Arc::clone(&rings);
-        let listener = app.broker.subscribe_events(&format!("{tenant}.#"), move |_| {
-            ring.notify_one();
+        let (tell, passing) = mpsc::channel(PASSING);
+        let listener = app.broker.subscribe_events(&format!("{tenant}.#"), move |delivery| {
+            if delivery.routing_key.ends_with(PRESENCE) {
+                // Who does not keep up misses some of it.
+                let _full = tell.try_send(delivery.body);
+            } else {
+                ring.notify_one();
+            }
             std::future::ready(())
         });
-        Self { rings, listener, app: app.clone() }
+        Self { rings, passing, listener, app: app.clone() }
     }
 }
 
@@ -173,7 +186,7 @@ struct Reader {
 impl Reader {
     async fn run(&mut self, frames: &Frames, credential: &Credential, _slot: Slot) -> Result<(), Gone> {
         let app = self.app.clone();
-        let bell = Bell::of(&app, self.tenant);
+        let mut bell = Bell::of(&app, self.tenant);
         let began = Instant::now();
         let mut heard = Instant::now();
         frames.retry(RETRY).await?;
@@ -200,6 +213,14 @@ impl Reader {
             let nap = if began.elapsed() < SETTLING { FIRST_LOOKS } else { LOOKS };
             tokio::select! {
                 () = bell.rings.notified() => {}
+                Some(event) = bell.passing.recv() => {
+                    if let Ok(text) = std::str::from_utf8(&event)
+                        && types::selects(&self.patterns, PRESENCE)
+                    {
+                        frames.event(None, PRESENCE, text).await?;
+                        heard = Instant::now();
+                    }
+                }
                 () = tokio::time::sleep(nap.min(HEARTBEAT.saturating_sub(heard.elapsed()))) => {}
                 () = frames.gone() => return Err(Gone),
                 () = app.health.drained() => return Ok(()),

@@ -1,29 +1,30 @@
-//! `/v1/media`: files to be sent, uploaded once and named by their id; and `/media/{token}`, where WAHA fetches them.
+//! `/v1/media`: files to be sent, uploaded once and named by their id; and `/media/{token}`, where WAHA fetches them and
+//! browsers see those that came in.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use actix_multipart::{Field, Multipart, MultipartError};
-use actix_web::body::SizedStream;
-use actix_web::http::header::{self, ContentDisposition, DispositionParam, DispositionType};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, ContentDisposition};
 use actix_web::web::{self, Payload, ServiceConfig};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse};
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use utoipa::{OpenApi, ToSchema};
 
+use super::file_answer::{FileAnswer, WhichFile};
 use super::{
     Caller, Code, Created, Cursor, IdempotencyHeader, List, MaybeIdempotencyKey, Once, Page, PageParams, Path, Problem,
-    once_tenant,
+    Query, Rules, once_tenant,
 };
 use crate::app::App;
 use crate::domain::ids::{MediaId, TenantId};
 use crate::identity::scope::Scope;
-use crate::media::{self, Declared, MOST_BYTES, Media, MediaError, Piece, StorageError, kind};
+use crate::media::link::Reader;
+use crate::media::{self, Declared, MOST_BYTES, Media, MediaError, Piece, StorageError};
 
 const COLLECTION: &str = "/v1/media";
 
@@ -50,6 +51,19 @@ struct Api;
 
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
     Api::openapi()
+}
+
+/// `media` of a tenant's settings.
+pub(super) fn check_settings(rules: &mut Rules, settings: &Value) {
+    let Some(media) = settings.get("media") else { return };
+    let fits = |most: &Value| most.as_u64().is_some_and(|most| most <= MOST_BYTES as u64);
+    match media.as_object() {
+        None => rules.broken("settings.media", "invalid_type", "must be an object"),
+        Some(media) => {
+            let message = "must be a whole number of bytes, at most 67108864";
+            rules.check(media.get("max_bytes").is_none_or(fits), "settings.media.max_bytes", "out_of_range", message);
+        }
+    }
 }
 
 /// A form with one part.
@@ -269,99 +283,32 @@ async fn content(
 ) -> Result<HttpResponse, Problem> {
     let tenant = caller.tenant(Scope::MessagesRead)?;
     let media = found(&app, tenant, id.0).await?;
-    serve(&app, media, &request).await
+    FileAnswer::own(media).serve(&app, &request).await
 }
 
 /// Fetch a file of a message
 ///
-/// For WAHA servers: the address is made when a message leaves and is good for a quarter of an hour. It is the credential.
+/// For WAHA servers: the address is made when a message leaves and is good for a quarter of an hour. For browsers:
+/// `POST /v1/messages/{id}/media/link` makes it. The address is the credential.
 #[utoipa::path(get, path = "/media/{token}", tag = "From WAHA", operation_id = "fetch_media", security(()),
-    params(("token" = String, Path, description = "Names the file, until when, and that this gateway made it")),
+    params(("token" = String, Path, description = "Names the file, until when, and that this gateway made it"), WhichFile),
     responses((status = 200, description = "The bytes", body = Vec<u8>, content_type = "*/*"),
               (status = 206, description = "The bytes of the range", body = Vec<u8>, content_type = "*/*"),
               (status = 404, description = "No such file, or the address has expired"),
               (status = 416, description = "The file has no such bytes")))]
-async fn linked(app: web::Data<App>, token: Path<String>, request: HttpRequest) -> Result<HttpResponse, Problem> {
-    let (tenant, id) = app.media.linked(&token.0, app.clock.now()).ok_or_else(Problem::not_found)?;
+async fn linked(
+    app: web::Data<App>,
+    token: Path<String>,
+    which: Query<WhichFile>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let (reader, tenant, id) = app.media.linked(&token.0, app.clock.now()).ok_or_else(Problem::not_found)?;
     let media = found(&app, tenant, id).await?;
-    serve(&app, media, &request).await
-}
-
-/// The bytes of `media`, as the request wants them and as a browser cannot be harmed by them.
-async fn serve(app: &web::Data<App>, media: Media, request: &HttpRequest) -> Result<HttpResponse, Problem> {
-    let size = u64::try_from(media.size).unwrap_or_default();
-    let tag = format!("\"{}\"", media.sha256);
-    let text = |name| request.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
-    let wanted = text(header::RANGE).filter(|_| text(header::IF_RANGE).is_none_or(|other| other == tag));
-    let part = match wanted.and_then(|range| asked_range(range, size)) {
-        None => None,
-        Some(Some(part)) => Some(part),
-        Some(None) => {
-            return Err(Problem::new(Code::RangeNotSatisfiable, format!("The file has {size} bytes")));
-        }
+    let file = match reader {
+        Reader::Waha => FileAnswer::own(media),
+        Reader::Browser => FileAnswer::received(media, which.0.thumbnail)?,
     };
-    let mut response = HttpResponse::Ok();
-    if let Some(part) = &part {
-        let last = part.end.saturating_sub(1);
-        response.status(StatusCode::PARTIAL_CONTENT);
-        response.insert_header((header::CONTENT_RANGE, format!("bytes {}-{last}/{size}", part.start)));
-    }
-    let shown = kind::is_shown(&media.mime_type);
-    let kind = if kind::is_active(&media.mime_type) { kind::UNKNOWN } else { &media.mime_type };
-    let mut parameters = Vec::new();
-    if let Some(name) = &media.filename {
-        let plain = name.chars().map(|c| if c.is_ascii_graphic() && !"\"\\".contains(c) { c } else { '_' }).collect();
-        parameters.push(DispositionParam::Filename(plain));
-        parameters.push(DispositionParam::FilenameExt(header::ExtendedValue {
-            charset: header::Charset::Ext("UTF-8".to_owned()),
-            language_tag: None,
-            value: name.clone().into_bytes(),
-        }));
-    }
-    let disposition = if shown { DispositionType::Inline } else { DispositionType::Attachment };
-    response
-        .content_type(kind)
-        .insert_header(ContentDisposition { disposition, parameters })
-        .insert_header((header::ETAG, tag))
-        .insert_header((header::ACCEPT_RANGES, "bytes"))
-        .insert_header((header::CACHE_CONTROL, "private, no-store"))
-        .insert_header((header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"));
-    let length = part.as_ref().map_or(size, |part| part.end - part.start);
-    if request.method() == Method::HEAD {
-        return Ok(response.body(SizedStream::new(length, stream::empty::<Result<Bytes, StorageError>>())));
-    }
-    let parts = App::clone(app);
-    let opened = app.detached(async move { parts.media.read(&media, part).await.map_err(MediaError::from) });
-    let mut bytes = opened.await??;
-    let (sender, mut receiver) = mpsc::channel(8);
-    // Connections to the storage belong to the process-wide runtime.
-    app.spawn(async move {
-        while let Some(chunk) = bytes.next().await {
-            if let Err(fault) = &chunk {
-                tracing::warn!(%fault, "media: a file could not be read to its end");
-            }
-            if sender.send(chunk).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(response.body(SizedStream::new(length, stream::poll_fn(move |context| receiver.poll_recv(context)))))
-}
-
-/// The bytes that a `Range` header asks for: `None` when it is to be ignored, `Some(None)` when there are none of them.
-fn asked_range(range: &str, size: u64) -> Option<Option<Range<u64>>> {
-    let (first, last) = range.trim().strip_prefix("bytes=")?.trim().split_once('-')?;
-    let number =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
-    let part = if first.is_empty() {
-        size.saturating_sub(number(last)?)..size
-    } else {
-        let first = number(first)?;
-        let end =
-            if last.is_empty() { size } else { number(last)?.checked_add(1).filter(|end| *end > first)?.min(size) };
-        first..end
-    };
-    Some((part.start < part.end).then_some(part))
+    file.serve(&app, &request).await
 }
 
 impl From<MediaError> for Problem {
@@ -383,34 +330,6 @@ impl From<MediaError> for Problem {
             MediaError::Unavailable(_) | MediaError::Unreachable | MediaError::TimedOut => {
                 Self::new(Code::Unavailable, said)
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_read_as_http_says() {
-        for (range, expected) in [
-            ("bytes=0-0", Some(Some(0..1))),
-            ("bytes=2-", Some(Some(2..10))),
-            ("bytes=2-100", Some(Some(2..10))),
-            ("bytes=-3", Some(Some(7..10))),
-            ("bytes=-30", Some(Some(0..10))),
-            ("bytes=10-", Some(None)),
-            ("bytes=-0", Some(None)),
-            ("bytes=5-4", None),
-            ("bytes=0-1,3-4", None),
-            ("bytes=+1-2", None),
-            ("bytes=a-b", None),
-            ("bytes=99999999999999999999-", None),
-            ("bytes=0-18446744073709551615", None),
-            ("items=0-1", None),
-            ("", None),
-        ] {
-            assert_eq!(asked_range(range, 10), expected, "{range}");
         }
     }
 }

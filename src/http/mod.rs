@@ -12,12 +12,17 @@ mod api_keys;
 mod body;
 mod caller;
 mod contacts;
+mod conversations;
+mod erasures;
 mod event_stream;
 mod events;
+mod export;
+mod file_answer;
 mod hooks;
 mod media;
 pub mod idempotency;
 mod messages;
+mod numbers;
 mod observe;
 pub mod openapi;
 mod operations;
@@ -174,7 +179,10 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .configure(session_control::routes)
             .configure(pairing::routes)
             .configure(session_queue::routes)
+            .configure(erasures::routes)
+            .configure(numbers::routes)
             .configure(contacts::routes)
+            .configure(conversations::routes)
             .configure(webhook_endpoints::routes)
             .configure(event_stream::routes)
             .configure(events::routes)
@@ -182,7 +190,8 @@ fn routes(cfg: &mut ServiceConfig, with_metrics: bool) {
             .configure(waha_servers::routes)
             .configure(alarms::routes)
             .configure(api_keys::routes)
-            .configure(own_tenant::routes),
+            .configure(own_tenant::routes)
+            .configure(export::routes),
     );
 }
 

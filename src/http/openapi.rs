@@ -19,7 +19,9 @@ use crate::domain::failure::FailureCode;
     ),
     tags(
         (name = "Messages", description = "Send messages and follow them"),
-        (name = "Media", description = "Files to be sent"),
+        (name = "Conversations", description = "What was written with whom"),
+        (name = "Contacts", description = "The people you are in touch with"),
+        (name = "Media", description = "Files to be sent, and those that came with messages"),
         (name = "Sessions", description = "Paired WhatsApp numbers"),
         (name = "Webhook endpoints", description = "Where events are delivered"),
         (name = "Events", description = "What happened, in order"),
@@ -47,12 +49,16 @@ fn parts() -> Vec<utoipa::openapi::OpenApi> {
         super::session_control::openapi(),
         super::pairing::openapi(),
         super::session_queue::openapi(),
+        super::numbers::openapi(),
         super::contacts::openapi(),
+        super::erasures::openapi(),
+        super::conversations::openapi(),
         super::webhook_endpoints::openapi(),
         super::events::openapi(),
         super::event_stream::openapi(),
         super::hooks::openapi(),
         super::own_tenant::openapi(),
+        super::export::openapi(),
         super::api_keys::openapi(),
         super::tenants::openapi(),
         super::waha_servers::openapi(),
@@ -194,7 +200,7 @@ fn text_header(description: &str) -> Value {
 }
 
 /// Every event a webhook endpoint can receive: its type, what it says, and what `data` is.
-const EVENTS: [(&str, &str, &str); 19] = [
+const EVENTS: [(&str, &str, &str); 33] = [
     ("message.received", "A message came in", "message"),
     ("message.queued", "A message was accepted and waits for its turn", "message"),
     ("message.sent", "WhatsApp's server has the message", "message"),
@@ -207,6 +213,7 @@ const EVENTS: [(&str, &str, &str); 19] = [
     ("message.edited", "The message's text was changed on WhatsApp", "message"),
     ("message.revoked", "The message was revoked on WhatsApp", "message"),
     ("message.reaction", "Somebody reacted to the message", "message"),
+    ("message.media", "The message's file was stored, or is not to be had; `media.status` says which", "message"),
     ("session.status", "A session's status changed", "session"),
     (
         "session.restricted",
@@ -224,6 +231,19 @@ const EVENTS: [(&str, &str, &str); 19] = [
         "A session shows another QR code; `GET /v1/sessions/{id}/qr` has it. `qr` says which one; what it says is a credential and is not in the event",
         "session",
     ),
+    ("poll.vote", "Somebody voted in a poll, changed their vote or took it back", "vote"),
+    ("call.received", "Somebody calls the session's number", "call"),
+    ("call.accepted", "A call was taken on another device", "call"),
+    ("call.rejected", "A call was turned down", "call"),
+    ("group.joined", "The session's account is in a group now", "group"),
+    ("group.left", "The session's account is not in a group any more", "group"),
+    ("group.participants", "Members of a group came, went, or may do more or less; `change` says which", "group"),
+    ("group.updated", "A group's subject or settings changed", "group"),
+    ("label.upserted", "A label was made or changed", "label"),
+    ("label.deleted", "A label was deleted", "label"),
+    ("label.added", "A label was put on a chat", "label"),
+    ("label.removed", "A label was taken from a chat", "label"),
+    ("presence.update", "Who is online or typing: on live streams only, never delivered", "presence"),
     ("endpoint.disabled", "An endpoint failed for days and gets no more events", "endpoint"),
     ("test.ping", "Sent on request, to try an endpoint", "ping"),
 ];
@@ -283,8 +303,12 @@ fn sample(kind: &str, data: &str) -> Value {
         "message" => json!({
             "id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3d",
             "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
-            "direction": if status == "received" { "inbound" } else { "outbound" },
-            "status": if matches!(status, "edited" | "revoked" | "reaction") { "read" } else { status },
+            "direction": if matches!(status, "received" | "media") { "inbound" } else { "outbound" },
+            "status": match status {
+                "edited" | "revoked" | "reaction" => "read",
+                "media" => "received",
+                status => status,
+            },
             "type": "text",
             "to": "+12025550123",
             "body": "Your table is ready",
@@ -306,6 +330,37 @@ fn sample(kind: &str, data: &str) -> Value {
             "id": "01994f3e-1111-7cc3-98d5-8f1c1f0a2b3f",
             "url": "https://example.com/hooks",
             "enabled": false,
+        }),
+        "vote" => json!({
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "waha_message_id": "3EB0C767D097B7C7C030",
+            "message": { "id": "01994f3e-6d4f-7cc3-98d5-8f1c1f0a2b3d", "type": "poll" },
+            "vote": { "options": ["Yes"], "from_me": false, "person": "12025550123@c.us" },
+        }),
+        "call" => json!({
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "call_id": "ABCDEFGABCDEFGABCDEFGABCDEFG",
+            "from": "12025550123@c.us",
+            "is_video": false,
+            "is_group": false,
+            "at": "2026-11-21T09:30:00Z",
+        }),
+        "group" => json!({
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "chat_id": "120363000000000001@g.us",
+            "subject": "Team",
+            "participants": [{ "id": "12025550123@c.us", "role": "admin" }],
+        }),
+        "label" => json!({
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "label_id": "1",
+            "name": "Lead",
+            "chat_id": "12025550123@c.us",
+        }),
+        "presence" => json!({
+            "session_id": "01994f3e-0000-7cc3-98d5-8f1c1f0a2b3e",
+            "chat_id": "12025550123@c.us",
+            "people": [{ "id": "12025550123@c.us", "presence": "typing" }],
         }),
         _ => json!({ "endpoint_id": "01994f3e-1111-7cc3-98d5-8f1c1f0a2b3f" }),
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
-use super::tenants::{MOST_DESCRIPTION, MOST_SETTINGS};
+use super::tenants::{MOST_DESCRIPTION, check_settings};
 use super::{Body, Caller, IfMatch, IfMatchHeader, Problem, Rules, nullable, versioned};
 use crate::app::App;
 use crate::identity::scope::Scope;
@@ -27,13 +27,16 @@ pub(super) fn openapi() -> utoipa::openapi::OpenApi {
 /// What a tenant may change of itself; what is left out stays.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"settings": {"locale": "de"}}))]
+#[schema(example = json!({"settings": {"locale": "de", "retention": {"content_days": 365}}}))]
 struct OwnTenantPatch {
     /// At most 1000 characters; null removes it.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, max_length = 1000)]
     description: Option<Option<String>>,
-    /// Takes the place of the old settings; an object of at most 16 KiB.
+    /// Takes the place of the old settings; an object of at most 16 KiB. The gateway reads two of its members. `media.max_bytes` is
+    /// the size of the largest file that is kept of a received message, at most 67108864 (64 MiB), which is the default.
+    /// `retention` says for how many days things are kept, 1 to 3650 or null for the default: `content_days` (texts and files of
+    /// messages; kept for good), `raw_payload_days` (30), `events_days` (30, with their deliveries), `attempts_days` (30).
     #[schema(value_type = Option<Object>)]
     settings: Option<Value>,
 }
@@ -69,7 +72,7 @@ async fn patch(
     let mut rules = Rules::new();
     rules.text("description", new.description.iter().flatten().next().map_or("", String::as_str), MOST_DESCRIPTION);
     if let Some(settings) = &new.settings {
-        rules.object("settings", settings, MOST_SETTINGS);
+        check_settings(&mut rules, settings);
     }
     rules.finish()?;
     let (parts, now) = (App::clone(&app), app.clock.now());

@@ -70,6 +70,8 @@ codes! {
     Conflict = 409 "conflict" "The present state does not allow this";
     /// The first request with this Idempotency-Key is still running.
     RequestInProgress = 409 "request_in_progress" "The first request with this Idempotency-Key is still running";
+    /// It was there once, or was to be there, and will not be any more.
+    Gone = 410 "gone" "Not available any more";
     /// `If-Match` names another version than the current one.
     PreconditionFailed = 412 "precondition_failed" "The resource was changed meanwhile";
     /// The body is too large.
@@ -111,6 +113,7 @@ impl Code {
             405 => Self::MethodNotAllowed,
             408 => Self::RequestTimeout,
             409 => Self::Conflict,
+            410 => Self::Gone,
             412 => Self::PreconditionFailed,
             413 => Self::PayloadTooLarge,
             415 => Self::UnsupportedMediaType,

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::db::{DbError, TenantConn};
 use crate::domain::ids::{SessionId, TenantId};
 use crate::identity::scope::Scope;
+use crate::ingest::gap_fill;
 use crate::sessions::change;
 use crate::sessions::queries::{self, Wish};
 use crate::sessions::timeline::{self, Entry};
@@ -22,13 +23,14 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         .service(web::resource("/sessions/{id}/stop").route(web::post().to(stop)))
         .service(web::resource("/sessions/{id}/restart").route(web::post().to(restart)))
         .service(web::resource("/sessions/{id}/logout").route(web::post().to(logout)))
+        .service(web::resource("/sessions/{id}/gap-fill").route(web::post().to(fill_gap)))
         .service(web::resource("/sessions/{id}/timeline").route(web::get().to(timeline)))
         .service(web::resource("/sessions/{id}/pause").route(web::post().to(pause)))
         .service(web::resource("/sessions/{id}/resume").route(web::post().to(resume)));
 }
 
 #[derive(OpenApi)]
-#[openapi(paths(start, stop, restart, logout, timeline, pause, resume))]
+#[openapi(paths(start, stop, restart, logout, fill_gap, timeline, pause, resume))]
 struct Api;
 
 pub(super) fn openapi() -> utoipa::openapi::OpenApi {
@@ -88,6 +90,30 @@ async fn want(app: &App, caller: &Caller, id: SessionId, wish: Wish) -> Result<H
             let row = parts.db.tenant(tenant, wanted).await?;
             parts.wake.sessions.notify_one();
             Ok::<_, Problem>(row)
+        })
+        .await??
+        .ok_or_else(Problem::not_found)?;
+    Ok(HttpResponse::Accepted().json(Session::from(&row)))
+}
+
+/// Read a session's messages back
+///
+/// Asks the WAHA server for everything since the last time and stores what webhooks did not bring, in the background. That is
+/// done by itself every few hours, after restarts and reconnects, and when a session is unusually silent. A session that does
+/// not work is read back once it works again.
+#[utoipa::path(post, path = "/v1/sessions/{id}/gap-fill", tag = "Sessions", operation_id = "fill_session_gap",
+    params(("id" = SessionId, Path, description = "The session")),
+    responses((status = 202, description = "It will be read back", body = Session<'_>)))]
+async fn fill_gap(app: web::Data<App>, caller: Caller, id: Path<SessionId>) -> Result<HttpResponse, Problem> {
+    let tenant = caller.tenant(Scope::SessionsWrite)?;
+    let (id, parts, now) = (id.0, App::clone(&app), app.clock.now());
+    let row = app
+        .detached(async move {
+            let asked = async |conn: &mut TenantConn| match queries::find(conn, id).await? {
+                Some(row) => gap_fill::ask(conn, id, now).await.map(|()| Some(row)),
+                None => Ok::<_, DbError>(None),
+            };
+            parts.db.tenant(tenant, asked).await
         })
         .await??
         .ok_or_else(Problem::not_found)?;

@@ -16,10 +16,11 @@ use crate::app::App;
 use crate::db::DbError;
 use crate::domain::ids::TenantId;
 use crate::identity::scope::Scopes;
+use crate::retention::settings::{DAYS, NAMES};
 use crate::tenants::{self, NAME_TAKEN, Tenant, TenantChange, TenantStatus};
 
 const COLLECTION: &str = "/v1/tenants";
-pub(super) const MOST_SETTINGS: usize = 16 * 1024;
+const MOST_SETTINGS: usize = 16 * 1024;
 pub(super) const MOST_DESCRIPTION: usize = 1000;
 
 pub(super) fn routes(cfg: &mut ServiceConfig) {
@@ -53,7 +54,9 @@ struct NewTenant {
     /// At most 1000 characters.
     #[schema(max_length = 1000)]
     description: Option<String>,
-    /// An object of at most 16 KiB.
+    /// An object of at most 16 KiB. The gateway reads its member `retention`: for how many days things are kept, 1 to 3650 or null for
+    /// the default: `content_days` (texts and files of messages; kept for good), `raw_payload_days` (30), `events_days` (30, with
+    /// their deliveries), `attempts_days` (30).
     #[schema(value_type = Option<Object>)]
     settings: Option<Value>,
     /// How many sessions it may have: 0 to 1000000; left out or null: as many as there is room for.
@@ -75,13 +78,36 @@ struct TenantPatch {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, max_length = 1000)]
     description: Option<Option<String>>,
-    /// Takes the place of the old settings.
+    /// Takes the place of the old settings. An object of at most 16 KiB. The gateway reads its member `retention`: for how many days things are kept, 1 to 3650 or null for
+    /// the default: `content_days` (texts and files of messages; kept for good), `raw_payload_days` (30), `events_days` (30, with
+    /// their deliveries), `attempts_days` (30).
     #[schema(value_type = Option<Object>)]
     settings: Option<Value>,
     /// How many sessions it may have: 0 to 1000000; null: as many as there is room for. Those it has stay, however many.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<i32>, minimum = 0, maximum = 1_000_000)]
     max_sessions: Option<Option<i32>>,
+}
+
+/// The settings that the gateway itself reads have their rules; the rest is the tenant's own.
+pub(super) fn check_settings(rules: &mut Rules, settings: &Value) {
+    rules.object("settings", settings, MOST_SETTINGS);
+    super::media::check_settings(rules, settings);
+    let Some(retention) = settings.get("retention") else { return };
+    let Some(members) = retention.as_object() else {
+        rules.broken("settings.retention", "invalid_type", "must be an object");
+        return;
+    };
+    for (name, days) in members {
+        let field = format!("settings.retention.{name}");
+        if !NAMES.contains(&name.as_str()) {
+            rules.broken(&field, "unknown_field", format!("is none of {}", NAMES.join(", ")));
+        } else if !days.is_null() {
+            let fits = days.as_u64().and_then(|days| u32::try_from(days).ok()).is_some_and(|days| DAYS.contains(&days));
+            let rule = format!("must be a whole number of days from {} to {}, or null", DAYS.start(), DAYS.end());
+            rules.check(fits, &field, "out_of_range", &rule);
+        }
+    }
 }
 
 fn check_quota(rules: &mut Rules, max_sessions: Option<i32>) {
@@ -116,7 +142,7 @@ async fn create(
     rules.name("name", &new.name, 100);
     rules.text("description", new.description.as_deref().unwrap_or_default(), MOST_DESCRIPTION);
     let settings = new.settings.unwrap_or_else(|| json!({}));
-    rules.object("settings", &settings, MOST_SETTINGS);
+    check_settings(&mut rules, &settings);
     check_quota(&mut rules, new.max_sessions);
     rules.finish()?;
     let now = app.clock.now();
@@ -185,7 +211,7 @@ async fn patch(
     }
     rules.text("description", new.description.iter().flatten().next().map_or("", String::as_str), MOST_DESCRIPTION);
     if let Some(settings) = &new.settings {
-        rules.object("settings", settings, MOST_SETTINGS);
+        check_settings(&mut rules, settings);
     }
     check_quota(&mut rules, new.max_sessions.flatten());
     rules.finish()?;

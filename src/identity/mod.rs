@@ -5,3 +5,4 @@ pub mod keys;
 pub mod rotate;
 pub mod scope;
 pub mod seal;
+pub mod signed;

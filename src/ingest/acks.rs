@@ -14,7 +14,9 @@ use crate::db::{DbError, Prepare, sql};
 use crate::domain::chance::Chance;
 use crate::domain::ids::{MessageId, SessionId, TenantId};
 use crate::domain::status::{Ack, Status};
+use crate::ingest::evidence::ReadOnPhone;
 use crate::messages::changes::{self, Change};
+use crate::messages::facts::Target;
 use crate::messages::row::{MessageRow, message_columns};
 
 /// One acknowledgement of an own message.
@@ -30,6 +32,8 @@ pub struct AckEvent {
     pub ack: Ack,
     /// When.
     pub at: DateTime<Utc>,
+    /// Concluded from something else: it moves the message on and is no acknowledgement of WhatsApp's.
+    pub inferred: bool,
 }
 
 /// Applies `acks`; what belongs to no known message is kept for later. Answers how many messages moved.
@@ -58,14 +62,14 @@ pub async fn apply(conn: &mut AsyncPgConnection, chance: &Chance, acks: Vec<AckE
         let Ok(status) = message.status.parse::<Status>() else { continue };
         let path = status.after_ack(ack.ack);
         let news = message.ack.and_then(Ack::from_level).is_none_or(|known| supersedes(known, ack.ack));
-        // A failure that the engine reports is only news while nothing better is known.
-        if !path.is_empty() || (news && ack.ack != Ack::Error) {
+        // A failure that the engine reports is only news while nothing better is known; what was concluded is none by itself.
+        if !path.is_empty() || (news && ack.ack != Ack::Error && !ack.inferred) {
             let last = path.last().copied().unwrap_or(status);
             steps.push((ack, message.id, path, last));
         }
     }
     // What is left belongs to no message yet.
-    keep_early(conn, highest.into_values().collect()).await?;
+    keep_early(conn, highest.into_values().filter(|ack| !ack.inferred).collect()).await?;
     advance(conn, chance, steps).await
 }
 
@@ -100,6 +104,38 @@ pub async fn apply_early(
     Ok(())
 }
 
+/// Applies what was kept for the messages `targets`, which have just come; answers which of them, having come from outside, were
+/// read on the phone already.
+///
+/// # Errors
+/// When the database refuses; the transaction then must not be committed.
+pub async fn take_up(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    targets: &[Target],
+) -> Result<Vec<ReadOnPhone>, DbError> {
+    if targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let kept: Vec<TakenUp> = sql("DELETE FROM early_acks e USING unnest($1, $2) AS i (session_id, id), messages m \
+         WHERE e.session_id = i.session_id AND e.waha_message_id = i.id \
+           AND m.session_id = e.session_id AND m.waha_message_id = e.waha_message_id AND m.tenant_id = e.tenant_id \
+         RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at, m.direction = 'inbound' AS inbound")
+    .bind::<Array<SqlUuid>, _>(targets.iter().map(|target| target.session).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(targets.iter().map(|target| target.waha_message_id.as_str()).collect::<Vec<_>>())
+    .prepared()
+    .load(&mut *conn)
+    .await?;
+    let (inbound, own): (Vec<TakenUp>, Vec<TakenUp>) = kept.into_iter().partition(|kept| kept.inbound);
+    apply(conn, chance, own.into_iter().filter_map(|kept| kept.ack.into_event()).collect()).await?;
+    let read =
+        inbound.into_iter().filter(|kept| kept.ack.ack >= Ack::Read.level()).map(|TakenUp { ack, .. }| ReadOnPhone {
+            target: Target { tenant: ack.tenant_id, session: ack.session_id, waha_message_id: ack.waha_message_id },
+            at: ack.at,
+        });
+    Ok(read.collect())
+}
+
 /// Applies kept acks whose message has learnt its id at the same moment as they came; forgets those that nobody claimed for
 /// a day. Answers how many were taken up.
 ///
@@ -110,6 +146,7 @@ pub async fn sweep_early(conn: &mut AsyncPgConnection, chance: &Chance, now: Dat
     // the phone) need not be looked at again.
     let kept: Vec<EarlyAck> = sql("DELETE FROM early_acks e USING messages m \
          WHERE e.created_at > now() - interval '5 minutes' AND m.session_id = e.session_id AND m.waha_message_id = e.waha_message_id AND m.tenant_id = e.tenant_id \
+           AND m.direction = 'outbound' \
          RETURNING e.tenant_id, e.session_id, e.waha_message_id, e.ack, e.at")
     .prepared()
     .load(conn)
@@ -148,6 +185,14 @@ struct EarlyAck {
     at: DateTime<Utc>,
 }
 
+#[derive(QueryableByName)]
+struct TakenUp {
+    #[diesel(embed)]
+    ack: EarlyAck,
+    #[diesel(sql_type = Bool)]
+    inbound: bool,
+}
+
 impl EarlyAck {
     fn into_event(self) -> Option<AckEvent> {
         Some(AckEvent {
@@ -156,6 +201,7 @@ impl EarlyAck {
             waha_message_id: self.waha_message_id,
             ack: Ack::from_level(self.ack)?,
             at: self.at,
+            inferred: false,
         })
     }
 }
@@ -218,11 +264,12 @@ async fn keep_early(conn: &mut AsyncPgConnection, mut acks: Vec<AckEvent>) -> Re
 const ADVANCE: &str = concat!(
     "\
 WITH input AS (
-    SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS i (tenant_id, id, status, ack, at, first)
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) AS i (tenant_id, id, status, ack, at, first, inferred)
 ), message AS (
     UPDATE messages m SET
         status = i.status,
-        ack = i.ack,
+        ack = CASE WHEN i.inferred THEN m.ack ELSE i.ack END,
+        delivery_inferred = i.inferred OR (m.delivery_inferred AND i.ack < 2),
         attempt_state = CASE WHEN i.ack = 0 THEN m.attempt_state ELSE 'none' END,
         requeued = m.requeued AND i.status = 'sending',
         held_because = CASE WHEN i.status = 'sending' THEN m.held_because END,
@@ -238,7 +285,7 @@ WITH input AS (
     FROM input i WHERE m.tenant_id = i.tenant_id AND m.id = i.id
     RETURNING m.*
 ), met AS (
-    INSERT INTO conversations (tenant_id, session_id, chat_id, first_outbound_at, created_at, updated_at)
+    INSERT INTO known_chats (tenant_id, session_id, chat_id, first_outbound_at, created_at, updated_at)
     SELECT DISTINCT ON (m.session_id, m.chat_id) m.tenant_id, m.session_id, m.chat_id, i.at, i.at, i.at
     FROM message m JOIN input i USING (tenant_id, id) WHERE i.first AND m.direction = 'outbound'
     ORDER BY m.session_id, m.chat_id
@@ -264,6 +311,7 @@ async fn advance(
         .bind::<Array<SmallInt>, _>(steps.iter().map(|(ack, ..)| ack.ack.level()).collect::<Vec<_>>())
         .bind::<Array<Timestamptz>, _>(steps.iter().map(|(ack, ..)| ack.at).collect::<Vec<_>>())
         .bind::<Array<Bool>, _>(steps.iter().map(|(_, _, path, _)| path.contains(&Status::Sent)).collect::<Vec<_>>())
+        .bind::<Array<Bool>, _>(steps.iter().map(|(ack, ..)| ack.inferred).collect::<Vec<_>>())
         .prepared()
         .load(conn)
         .await?;

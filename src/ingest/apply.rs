@@ -1,51 +1,56 @@
 //! Applying WAHA's events, many in one transaction.
 //!
 //! Guarantee: an event that was kept is applied at least once, and a repeat changes nothing: messages are unique by (session,
-//! bare id), acks are a monotone maximum, a session's status follows its latest report. An event that cannot be read, or that
-//! the database refuses by itself, goes to the dead letters with its cause and holds up no other.
+//! bare id), acks are a monotone maximum, a session's status follows its latest report, and what is told of a message is kept by
+//! itself (see [`facts`]). An event that cannot be read, or that the database refuses by itself, is set aside with its cause and
+//! holds up no other.
 
-use std::collections::BTreeSet;
 use std::mem;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use diesel_async::AsyncPgConnection;
 
 use crate::app::App;
-use crate::broker::Verdict;
 use crate::broker::envelope::InboundEvent;
 use crate::db::{DbError, SystemConn};
-use crate::domain::ids::{SessionId, TenantId};
-use crate::domain::status::Ack;
-use crate::ingest::acks::{self, AckEvent};
-use crate::ingest::inbound::{self, Inbound};
-use crate::sessions::liveness::vitals::{self, Signs};
-use crate::sessions::restriction::{self, Finding};
-use crate::sessions::status::{self, Observation, Source};
-use crate::waha;
-use crate::waha::webhook::{Payload, WebhookEvent};
+use crate::domain::chance::Chance;
+use crate::domain::ids::{EventId, SessionId, TenantId};
+use crate::domain::status::Status;
+use crate::events::log::{self, NewEvent};
+use crate::ingest::arrivals::{self, Stored};
+use crate::ingest::dead_letters::{self, DeadLetter};
+use crate::ingest::sorted::Sorted;
+use crate::ingest::{acks, aftermath, evidence, happenings, waiting};
+use crate::media;
+use crate::media::arrivals::Wanted;
+use crate::messages::changes;
+use crate::messages::facts;
+use crate::messages::facts::Target;
+use crate::messages::row::MessageRow;
+use crate::messages::view::Message;
+use crate::sessions::liveness::vitals;
+use crate::sessions::status;
+use crate::waha::{self, WahaMessage};
+use crate::{contacts, conversations};
 
-/// Events sorted by what they change.
-#[derive(Default)]
-struct Sorted {
-    messages: Vec<Inbound>,
-    acks: Vec<AckEvent>,
-    statuses: Vec<Observation>,
-    /// Through which sessions something came from WhatsApp.
-    signs: Signs,
-    /// What WAHA told of restricted accounts, to be looked at after the rest is committed.
-    restrictions: Vec<Finding>,
-    /// Sessions with messages that WhatsApp rejected; likewise.
-    rejections: BTreeSet<(TenantId, SessionId)>,
+/// What became of an event.
+#[derive(Debug)]
+pub enum Fate {
+    /// What it says is stored.
+    Applied,
+    /// It can never be applied as things are, and is to be set aside.
+    Refused(DeadLetter),
 }
 
-/// Applies `events` and answers each one's verdict. Waits while the database is away.
-pub async fn apply_all(app: &App, events: &[InboundEvent]) -> Vec<Verdict> {
-    let mut verdicts = Vec::with_capacity(events.len());
+/// Applies `events` and answers each one's fate, in their order. Waits while the database is away.
+pub async fn apply_all(app: &App, events: &[InboundEvent]) -> Vec<Fate> {
+    let mut fates = Vec::with_capacity(events.len());
     // Halves are tried when the whole is refused, until the culprit stands alone.
     let mut parts = vec![events];
     while let Some(part) = parts.pop() {
         match apply_part(app, part).await {
-            Ok(()) => verdicts.extend(part.iter().map(|_| Verdict::Done)),
+            Ok(()) => fates.extend(part.iter().map(|_| Fate::Applied)),
             Err(fault) if fault.is_transient() => {
                 tracing::warn!(%fault, "ingest: waiting for the database");
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -58,22 +63,22 @@ pub async fn apply_all(app: &App, events: &[InboundEvent]) -> Vec<Verdict> {
                 parts.push(left);
             }
             Err(fault) => {
-                tracing::error!(%fault, "ingest: an event cannot be applied; it goes to the dead letters");
-                verdicts.push(Verdict::Dead);
+                fates.extend(part.iter().map(|event| Fate::Refused(DeadLetter::of(event.clone(), &fault))));
             }
         }
     }
-    verdicts
+    fates
 }
 
 async fn apply_part(app: &App, events: &[InboundEvent]) -> Result<(), DbError> {
-    let mut sorted = sort(app, events)?;
-    let (restrictions, rejections) = (mem::take(&mut sorted.restrictions), mem::take(&mut sorted.rejections));
+    let mut sorted = Sorted::of(app, events)?;
+    let after = aftermath::take(&mut sorted);
     let now = app.clock.now();
-    app.db.system(async |conn: &mut SystemConn| apply_sorted(app, conn, now, sorted).await).await?;
-    look_for_restrictions(app, restrictions, rejections);
+    app.db.system(async |conn: &mut SystemConn| apply_sorted(app, conn, now, sorted).await.map(drop)).await?;
+    aftermath::follow(app, after);
     app.wake.events.notify_one();
     app.wake.dispatch.notify_one();
+    app.wake.media.notify_one();
     Ok(())
 }
 
@@ -82,126 +87,138 @@ async fn apply_part(app: &App, events: &[InboundEvent]) -> Result<(), DbError> {
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
 pub async fn apply_in(app: &App, conn: &mut AsyncPgConnection, events: &[InboundEvent]) -> Result<(), DbError> {
-    let sorted = sort(app, events)?;
-    apply_sorted(app, conn, app.clock.now(), sorted).await
+    let sorted = Sorted::of(app, events)?;
+    apply_sorted(app, conn, app.clock.now(), sorted).await.map(drop)
 }
 
-/// In transactions of their own: what locks messages must not lock lanes after that.
-fn look_for_restrictions(app: &App, told: Vec<Finding>, rejections: BTreeSet<(TenantId, SessionId)>) {
-    if told.is_empty() && rejections.is_empty() {
-        return;
-    }
-    let parts = app.clone();
-    app.spawn(async move {
-        let mut noted = restriction::note(&parts, &told).await;
-        for (tenant, session) in rejections {
-            noted = noted.and(restriction::after_rejection(&parts, tenant, session).await);
-        }
-        if let Err(fault) = noted {
-            tracing::warn!(%fault, "ingest: a restriction could not be noted");
-        }
-    });
+/// Stores those of `messages`, which were read back from WAHA, that no webhook told of, and what they show of the others: how far
+/// they came, other texts, revocations and reactions. Answers how many were missing.
+///
+/// # Errors
+/// When the database does not take them; nothing was stored then.
+pub async fn read_back(
+    app: &App,
+    tenant: TenantId,
+    session: SessionId,
+    me: Option<&waha::Me>,
+    messages: Vec<WahaMessage>,
+) -> Result<usize, DbError> {
+    let now = app.clock.now();
+    let sorted = Sorted::read_back(now, (tenant, session), me, messages);
+    let missing = app.db.system(async |conn: &mut SystemConn| apply_sorted(app, conn, now, sorted).await).await?;
+    app.wake.events.notify_one();
+    app.wake.dispatch.notify_one();
+    app.wake.media.notify_one();
+    Ok(missing)
 }
 
+/// Answers how many messages were found by reading back.
 async fn apply_sorted(
     app: &App,
     conn: &mut AsyncPgConnection,
-    now: chrono::DateTime<chrono::Utc>,
-    sorted: Sorted,
-) -> Result<(), DbError> {
+    now: DateTime<Utc>,
+    mut sorted: Sorted,
+) -> Result<usize, DbError> {
+    let chance = &app.chance;
     // Lanes before messages, as everywhere.
     let sessions: Vec<_> = sorted.statuses.iter().map(|observation| observation.session).collect();
     if !sessions.is_empty() {
         status::lock_lanes(conn, &sessions).await?;
     }
     for observation in &sorted.statuses {
-        status::observe(conn, &app.chance, now, observation).await?;
+        status::observe(conn, chance, now, observation).await?;
     }
-    let stored = inbound::store(conn, &app.chance, now, &sorted.messages).await?;
-    let moved = acks::apply(conn, &app.chance, sorted.acks).await?;
-    inbound::remember(conn, now, &sorted.messages).await?;
+    lock_messages(conn, &sorted).await?;
+    let mut stored = arrivals::store(conn, chance, now, &sorted.arrivals).await?;
+    let mut waiting = waiting::find(conn, &stored.fresh).await?;
+    waiting::link_replies(conn, &mut stored.fresh, &waiting).await?;
+    tell_arrivals(conn, chance, now, &stored.fresh).await?;
+    let moved = acks::apply(conn, chance, mem::take(&mut sorted.acks)).await?;
+    let inferred = evidence::infer_delivered(conn, chance, &stored.fresh).await?;
+    sorted.reads.extend(acks::take_up(conn, chance, &waiting.acked).await?);
+    for text in mem::take(&mut stored.changed) {
+        let target = Target { tenant: text.tenant_id, session: text.session_id, waha_message_id: text.waha_message_id };
+        sorted.facts.edits.push(Sorted::edit_read_back(now, target, text.body));
+    }
+    lock_contacts(conn, &sorted).await?;
+    facts::apply(conn, chance, now, mem::take(&mut sorted.facts), mem::take(&mut waiting.facts)).await?;
+    let read = evidence::read_on_phone(conn, mem::take(&mut sorted.reads)).await?;
+    happenings::apply(conn, now, mem::take(&mut sorted.happenings)).await?;
+    let said = sorted.arrivals.iter().map(|arrival| (arrival.session, &arrival.message));
+    media::arrivals::expect(conn, now, &Wanted::among(&stored.fresh, said)).await?;
+    arrivals::note_activity(conn, now, &stored.fresh).await?;
+    arrivals::remember(conn, now, &sorted.arrivals).await?;
     vitals::note(conn, now, &sorted.signs).await?;
-    metrics::counter!("switchboard_ingest_messages_stored_total").increment(stored.try_into().unwrap_or(0));
-    metrics::counter!("switchboard_ingest_acks_applied_total").increment(moved.try_into().unwrap_or(0));
-    Ok(())
+    dead_letters::keep(conn, chance, now, &sorted.unknown).await?;
+    let read: Vec<_> =
+        read.iter().map(|(tenant, session, chat, moment)| (*tenant, *session, chat.as_str(), *moment)).collect();
+    conversations::note_read(conn, now, &read).await?;
+    count(&stored, moved + inferred);
+    Ok(stored.backfilled)
 }
 
-fn sort(app: &App, events: &[InboundEvent]) -> Result<Sorted, DbError> {
-    let mut sorted = Sorted::default();
-    for envelope in events {
-        let event =
-            WebhookEvent::parse(envelope.body.as_bytes()).map_err(|fault| DbError::Refused(fault.to_string()))?;
-        let at = event.timestamp.unwrap_or(envelope.received_at);
-        let (tenant, session) = (envelope.tenant_id, envelope.session_id);
-        metrics::counter!("switchboard_ingest_events_total", "event" => label(&event.payload)).increment(1);
-        match &event.payload {
-            // Of what was sent through WAHA, WAHA tells by itself.
-            Payload::Message(message) if message.from_me && message.ack.is_none_or(|ack| ack < 1) => {}
-            Payload::Ack(ack) if ack.level == Some(0) => {}
-            Payload::Reaction(waha::webhook::Reaction { from_me: true, .. })
-            | Payload::Revoked(waha::webhook::Revoked { from_me: true, .. }) => {}
-            Payload::Edited(edited) if edited.message.from_me => {}
-            Payload::SessionStatus(_) | Payload::Other { .. } => {}
-            Payload::Ack(_) => sorted.signs.ack(tenant, session),
-            Payload::Message(_) | Payload::Reaction(_) | Payload::Edited(_) | Payload::Revoked(_) => {
-                sorted.signs.inbound(tenant, session);
-            }
-        }
-        match event.payload {
-            Payload::SessionStatus(change) => {
-                sorted
-                    .restrictions
-                    .extend(change.restriction.map(|told| restriction::finding(app, tenant, session, told)));
-                sorted.statuses.push(Observation {
-                    tenant,
-                    session,
-                    status: change.status,
-                    reported_at: Some(at),
-                    me: event.me,
-                    source: Source::Webhook,
-                });
-            }
-            Payload::Message(message) if message.from_me => {
-                if let Some(ack) = message.ack.and_then(Ack::from_level) {
-                    sorted.acks.push(AckEvent { tenant, session, waha_message_id: message.bare_id, ack, at });
-                }
-            }
-            Payload::Message(message) => {
-                let to = event.me.as_ref().and_then(crate::waha::Me::phone).map(|digits| format!("+{digits}"));
-                sorted.messages.push(Inbound { tenant, session, to, at, message: *message });
-            }
-            Payload::Ack(ack) if ack.from_me => {
-                if ack.level == Some(-1) {
-                    sorted.rejections.insert((tenant, session));
-                }
-                // 463: WhatsApp says itself what the rejection means.
-                if ack.level == Some(-1) && ack.error_code == Some(463) {
-                    let told = waha::Restriction::Timelock { until: None };
-                    sorted.restrictions.push(restriction::finding(app, tenant, session, told));
-                }
-                if let Some(level) = ack.level.and_then(Ack::from_level) {
-                    sorted.acks.push(AckEvent { tenant, session, waha_message_id: ack.bare_id, ack: level, at });
-                }
-            }
-            Payload::Ack(_)
-            | Payload::Reaction(_)
-            | Payload::Edited(_)
-            | Payload::Revoked(_)
-            | Payload::Other { .. } => {}
-        }
-    }
-    sorted.statuses.sort_by_key(|observation| (observation.session, observation.reported_at));
-    Ok(sorted)
+/// Who people are must not change between the look at it and what is kept by it.
+async fn lock_contacts(conn: &mut AsyncPgConnection, sorted: &Sorted) -> Result<(), DbError> {
+    let facts = &sorted.facts;
+    let tenants = facts
+        .reactions
+        .iter()
+        .map(|reaction| reaction.target.tenant)
+        .chain(facts.votes.iter().map(|vote| vote.target.tenant))
+        .chain(sorted.happenings.groups.iter().map(|(place, _)| place.tenant))
+        .chain(sorted.reads.iter().map(|read| read.target.tenant));
+    contacts::lock_all(conn, tenants).await
 }
 
-const fn label(payload: &Payload) -> &'static str {
-    match payload {
-        Payload::SessionStatus(_) => "session.status",
-        Payload::Message(_) => "message",
-        Payload::Ack(_) => "message.ack",
-        Payload::Reaction(_) => "message.reaction",
-        Payload::Edited(_) => "message.edited",
-        Payload::Revoked(_) => "message.revoked",
-        Payload::Other { .. } => "other",
+/// Messages that are changed here more than once are locked before anything is, since batches run side by side.
+async fn lock_messages(conn: &mut AsyncPgConnection, sorted: &Sorted) -> Result<(), DbError> {
+    if sorted.facts.is_empty() && sorted.reads.is_empty() {
+        return Ok(());
     }
+    let facts = &sorted.facts;
+    let named = facts
+        .edits
+        .iter()
+        .map(|edit| &edit.target)
+        .chain(facts.revocations.iter().map(|(target, _)| target))
+        .chain(facts.reactions.iter().map(|reaction| &reaction.target))
+        .chain(sorted.reads.iter().map(|read| &read.target))
+        .map(|target| (target.session, target.waha_message_id.as_str()))
+        .chain(sorted.acks.iter().map(|ack| (ack.session, ack.waha_message_id.as_str())));
+    facts::lock(conn, named.collect()).await
+}
+
+/// Tells of messages that are new: what came in, and what was written on the phone.
+async fn tell_arrivals(
+    conn: &mut AsyncPgConnection,
+    chance: &Chance,
+    now: DateTime<Utc>,
+    fresh: &[MessageRow],
+) -> Result<(), DbError> {
+    let (received, own): (Vec<&MessageRow>, Vec<&MessageRow>) =
+        fresh.iter().partition(|row| row.direction == "inbound");
+    let events: Vec<NewEvent> = received
+        .into_iter()
+        .map(|row| NewEvent {
+            tenant: row.tenant_id,
+            id: EventId::fresh(now, chance),
+            kind: "message.received",
+            at: now,
+            session_id: Some(row.session_id),
+            message_id: Some(row.id),
+            data: Message::from(row).to_json(),
+        })
+        .collect();
+    log::append(conn, &events).await?;
+    let own: Vec<MessageRow> = own.into_iter().cloned().collect();
+    changes::record_all(conn, chance, now, &own, Status::Sent, "written on the phone").await
+}
+
+fn count(stored: &Stored, moved: usize) {
+    let number = |count: usize| u64::try_from(count).unwrap_or(0);
+    let by_webhook = stored.fresh.len().saturating_sub(stored.backfilled);
+    metrics::counter!("switchboard_ingest_messages_stored_total", "by" => "webhook").increment(number(by_webhook));
+    metrics::counter!("switchboard_ingest_messages_stored_total", "by" => "read_back")
+        .increment(number(stored.backfilled));
+    metrics::counter!("switchboard_ingest_acks_applied_total").increment(number(moved));
 }

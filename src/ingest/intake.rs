@@ -4,14 +4,18 @@
 //! are away is WAHA told to come again.
 
 use bytes::Bytes;
+use chrono::TimeDelta;
 
 use crate::app::App;
 use crate::broker::PublishError;
 use crate::broker::envelope::InboundEvent;
 use crate::domain::ids::WahaServerId;
-use crate::ingest::road::Road;
 use crate::sessions::directory::DirectoryError;
 use crate::waha::webhook;
+
+/// Messages that are told of so much later are history: after a silence, an engine tells of thousands of them at once, and what
+/// happens now does not wait behind them.
+const HISTORY: TimeDelta = TimeDelta::minutes(10);
 
 /// Why an event was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +52,9 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     if !webhook::verify(&[&session.webhook_key], &body, signature) {
         return Err(IntakeError::BadSignature);
     }
+    let glance = webhook::glance(&peek.event, &body);
     // A fourth of what WAHA posts about sent messages, and it says nothing new.
-    if session.engine.honours_message_id() && webhook::is_pending_echo(&peek.event, &body) {
+    if session.engine.honours_message_id() && glance.is_pending_echo {
         metrics::counter!("switchboard_ingest_echoes_total").increment(1);
         return Ok(());
     }
@@ -60,7 +65,8 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
         received_at: app.clock.now(),
         body: String::from_utf8_lossy(&body).into_owned(),
     };
-    match publish(app, event.clone()).await {
+    let is_history = glance.written_at.is_some_and(|at| event.received_at - at > HISTORY);
+    match publish(app, event.clone(), is_history).await {
         Ok(()) => Ok(()),
         Err(fault) => {
             tracing::debug!(%fault, "intake: spooling");
@@ -74,17 +80,10 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
 }
 
 /// Puts `event` on the road to the consumers, together with others.
-async fn publish(app: &App, event: InboundEvent) -> Result<(), PublishError> {
+async fn publish(app: &App, event: InboundEvent, is_history: bool) -> Result<(), PublishError> {
     if !app.broker.is_connected() {
         return Err(PublishError::Disconnected);
     }
-    app.road.write(event).await.unwrap_or(Err(PublishError::Disconnected))
-}
-
-/// Puts `event` on the road alone.
-pub(super) async fn publish_alone(app: &App, event: &InboundEvent) -> Result<(), PublishError> {
-    if !app.broker.is_connected() {
-        return Err(PublishError::Disconnected);
-    }
-    Road { broker: app.broker.clone(), chance: app.chance.clone() }.alone(event).await
+    let road = if is_history { &app.history_road } else { &app.road };
+    road.write(event).await.unwrap_or(Err(PublishError::Disconnected))
 }

@@ -4,31 +4,67 @@
 //! apply events in batches; see [`apply`] for what makes a repeat harmless.
 
 pub mod acks;
+mod aftermath;
 pub mod apply;
-pub mod inbound;
+pub mod arrivals;
+pub mod dead_letters;
+pub mod evidence;
+pub mod gap_fill;
+pub mod happenings;
 pub mod intake;
 pub mod road;
+mod sorted;
 pub mod spool;
+mod vcard;
+mod waiting;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::broker::envelope::{Envelope, EnvelopeError, InboundBatch, InboundEvent};
 use crate::broker::{ConsumeOptions, Delivery, Queue, Verdict};
 use crate::db::DbError;
+use crate::ingest::apply::Fate;
+use crate::ingest::dead_letters::DeadLetter;
 
 /// Messages of the broker's in a batch at most: of [`road::TOGETHER`] events each, about 500 events.
 const BATCH: usize = 8;
+
+/// For how many milliseconds after something that happens now history steps aside.
+const BESIDE: u64 = 1000;
 
 /// Applies events from broker and spool until `stop` turns true.
 pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
     let options = ConsumeOptions { prefetch: 64, max_batch: BATCH, ..ConsumeOptions::default() };
     let applier = app.clone();
+    let began = Instant::now();
+    // When something that happens now was applied last, in milliseconds since the beginning.
+    let latest = Arc::new(AtomicU64::new(0));
+    let (noting, seen) = (Arc::clone(&latest), latest);
     let consumer = app.broker.consume_batches(Queue::Inbound, options, move |deliveries: Vec<Delivery>| {
         let app = applier.clone();
+        noting.store(millis(began.elapsed()).max(1), Ordering::Relaxed);
         async move { apply_deliveries(&app, &deliveries).await }
+    });
+    let applier = app.clone();
+    let options = ConsumeOptions { prefetch: 4, max_batch: 1, ..ConsumeOptions::default() };
+    let history = app.broker.consume_batches(Queue::History, options, move |deliveries: Vec<Delivery>| {
+        let (app, seen) = (applier.clone(), Arc::clone(&seen));
+        async move {
+            let started = Instant::now();
+            let verdicts = apply_deliveries(&app, &deliveries).await;
+            // Beside what happens now, history takes a fifth of the time.
+            let last = seen.load(Ordering::Relaxed);
+            if last > 0 && millis(began.elapsed()).saturating_sub(last) < BESIDE {
+                tokio::time::sleep(started.elapsed() * 4).await;
+            }
+            verdicts
+        }
     });
     loop {
         let pause = match tidy(&app).await {
@@ -44,7 +80,11 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
             () = tokio::time::sleep(pause) => {}
         }
     }
-    consumer.stop(app.config.timings.drain).await;
+    tokio::join!(consumer.stop(app.config.timings.drain), history.stop(app.config.timings.drain));
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Drains some of the spool and takes up acks that came early; answers whether there may be more.
@@ -59,7 +99,7 @@ async fn tidy(app: &App) -> Result<bool, DbError> {
 }
 
 async fn apply_deliveries(app: &App, deliveries: &[Delivery]) -> Vec<Verdict> {
-    // What cannot be read will not be readable later; it is kept with the dead letters.
+    // What is no envelope of ours has no tenant; the broker keeps it with its own dead letters.
     let parsed: Vec<Option<Vec<InboundEvent>>> = deliveries
         .iter()
         .map(|delivery| {
@@ -67,15 +107,15 @@ async fn apply_deliveries(app: &App, deliveries: &[Delivery]) -> Vec<Verdict> {
         })
         .collect();
     let events: Vec<InboundEvent> = parsed.iter().flatten().flatten().cloned().collect();
-    let mut applied = apply::apply_all(app, &events).await.into_iter();
+    let mut fates = apply::apply_all(app, &events).await.into_iter();
     let mut verdicts = Vec::with_capacity(deliveries.len());
     for events in &parsed {
         let Some(events) = events else {
             verdicts.push(Verdict::Dead);
             continue;
         };
-        let each: Vec<Verdict> = events.iter().map(|_| applied.next().unwrap_or(Verdict::Retry)).collect();
-        verdicts.push(judge(app, events, &each).await);
+        let each: Vec<Fate> = fates.by_ref().take(events.len()).collect();
+        verdicts.push(if each.len() == events.len() { settle(app, each).await } else { Verdict::Retry });
     }
     verdicts
 }
@@ -87,20 +127,25 @@ fn read(delivery: &Delivery) -> Result<Vec<InboundEvent>, EnvelopeError> {
     InboundEvent::parse(&delivery.body).map(|event| vec![event])
 }
 
-/// One verdict for events that came together: those that cannot be applied are sent to the dead letters one by one, by the
-/// same road.
-async fn judge(app: &App, events: &[InboundEvent], each: &[Verdict]) -> Verdict {
-    if let [verdict] = each {
-        return *verdict;
-    }
-    if each.contains(&Verdict::Retry) {
-        return Verdict::Retry;
-    }
-    for (event, _) in events.iter().zip(each).filter(|(_, verdict)| **verdict == Verdict::Dead) {
-        if let Err(fault) = intake::publish_alone(app, event).await {
-            tracing::debug!(%fault, "ingest: an event could not be set aside yet");
-            return Verdict::Retry;
+/// One verdict for events that came together: the broker may forget them once those that were not applied are set aside.
+async fn settle(app: &App, fates: Vec<Fate>) -> Verdict {
+    let letters: Vec<DeadLetter> = fates
+        .into_iter()
+        .filter_map(|fate| match fate {
+            Fate::Applied => None,
+            Fate::Refused(letter) => Some(letter),
+        })
+        .collect();
+    match dead_letters::set_aside(app, &letters).await {
+        Ok(()) => Verdict::Done,
+        Err(fault) if fault.is_transient() => {
+            tracing::debug!(%fault, "ingest: events cannot be set aside yet");
+            Verdict::Retry
+        }
+        // The last resort, which loses nothing either.
+        Err(fault) => {
+            tracing::error!(%fault, "ingest: events cannot be set aside; the broker keeps them");
+            Verdict::Dead
         }
     }
-    Verdict::Done
 }

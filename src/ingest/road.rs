@@ -1,7 +1,7 @@
 //! Events on the road from the doors to the consumers, several in one message of the broker's.
 //!
 //! What comes in while a publish waits for its confirm shares the next one, as in a group commit; each caller hears whether its
-//! own event was kept. An event that cannot be applied is put on the road alone, so that the dead letters hold it and no other.
+//! own event was kept.
 
 use bytes::Bytes;
 
@@ -12,8 +12,10 @@ use crate::db::group_commit::BatchWriter;
 use crate::domain::chance::Chance;
 use crate::telemetry::trace;
 
-/// Events in one message at the most; consumers take that many messages of them into one transaction.
+/// Events in one message at the most.
 pub const TOGETHER: usize = 64;
+/// The same of history, whose transactions are short, so that others find room between them.
+pub const HISTORY_TOGETHER: usize = 16;
 /// Bytes of bodies in one message, unless a single one is larger.
 const BYTES: usize = 512 * 1024;
 
@@ -23,6 +25,10 @@ pub struct Road {
     pub broker: Broker,
     /// The source of ids.
     pub chance: Chance,
+    /// Where it leads.
+    pub route: Route,
+    /// Events in one message at the most; consumers take them into one transaction.
+    pub together: usize,
 }
 
 impl BatchWriter for Road {
@@ -30,7 +36,7 @@ impl BatchWriter for Road {
     type Answer = Result<(), PublishError>;
 
     async fn write(&self, events: &[InboundEvent]) -> Result<Vec<Self::Answer>, DbError> {
-        let parts = parts(events);
+        let parts = parts(events, self.together);
         let messages = parts.iter().filter_map(|part| self.message(part)).collect::<Vec<_>>();
         // What has no JSON form does not exist; should it, all are kept elsewhere.
         if messages.len() != parts.len() {
@@ -53,25 +59,16 @@ impl Road {
     fn outgoing(&self, kind: &'static str, body: Bytes, first: &InboundEvent) -> Outgoing {
         let id = self.chance.uuid(first.received_at);
         let traceparent = Some(trace::parent_for(id, &self.chance));
-        Outgoing { route: Route::Inbound, kind, id, traceparent, body }
-    }
-
-    /// Puts `event` on the road alone.
-    ///
-    /// # Errors
-    /// When the broker is not known to have it.
-    pub async fn alone(&self, event: &InboundEvent) -> Result<(), PublishError> {
-        let message = self.message(std::slice::from_ref(event)).ok_or(PublishError::Refused)?;
-        self.broker.publish(message).await
+        Outgoing { route: self.route.clone(), kind, id, traceparent, body }
     }
 }
 
 /// Cuts `events` into what goes into one message each.
-fn parts(events: &[InboundEvent]) -> Vec<&[InboundEvent]> {
+fn parts(events: &[InboundEvent], together: usize) -> Vec<&[InboundEvent]> {
     let mut parts = Vec::new();
     let (mut rest, mut count, mut bytes) = (events, 0, 0);
     for event in events {
-        if count > 0 && (count == TOGETHER || bytes + event.body.len() > BYTES) {
+        if count > 0 && (count == together || bytes + event.body.len() > BYTES) {
             let (part, behind) = rest.split_at(count);
             parts.push(part);
             (rest, count, bytes) = (behind, 0, 0);
@@ -105,7 +102,7 @@ mod tests {
 
     #[test]
     fn messages_hold_so_many_events_or_so_many_bytes() {
-        let sizes = |events: &[InboundEvent]| parts(events).iter().map(|part| part.len()).collect::<Vec<_>>();
+        let sizes = |events: &[InboundEvent]| parts(events, TOGETHER).iter().map(|part| part.len()).collect::<Vec<_>>();
         assert_eq!(sizes(&[]), Vec::<usize>::new());
         assert_eq!(sizes(&vec![event(10); 130]), [64, 64, 2]);
         assert_eq!(sizes(&[event(BYTES), event(1), event(BYTES - 1), event(1)]), [1, 2, 1]);

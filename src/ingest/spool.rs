@@ -1,7 +1,7 @@
 //! The spool: where WAHA's events wait when the broker is away.
 //!
 //! An event leaves the spool in the transaction that applies it, so it is applied once whatever crashes. One that cannot be
-//! applied leaves it by way of the broker, whose consumer finds the same and sets it aside with the dead letters.
+//! applied leaves it in the transaction that sets it aside with the dead letters.
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
@@ -13,7 +13,7 @@ use crate::broker::envelope::InboundEvent;
 use crate::db::group_commit::BatchWriter;
 use crate::db::{Db, DbError, Prepare, sql};
 use crate::domain::ids::{SessionId, TenantId, WahaServerId};
-use crate::ingest::{apply, intake};
+use crate::ingest::{apply, dead_letters};
 
 /// Writes batches of events into the spool.
 pub struct Spool(pub Db);
@@ -63,8 +63,8 @@ struct Row {
 /// # Errors
 /// When the database is away; what was not yet applied then stays in the spool.
 pub async fn drain(app: &App, most: i64) -> Result<usize, DbError> {
-    match apply_first(app, 0, most).await {
-        Ok((drained, _)) => Ok(drained),
+    match apply_first(app, most).await {
+        Ok(drained) => Ok(drained),
         Err(fault) if fault.is_transient() => Err(fault),
         Err(fault) => {
             tracing::warn!(%fault, "ingest: spooled events were refused; trying each of them alone");
@@ -74,47 +74,40 @@ pub async fn drain(app: &App, most: i64) -> Result<usize, DbError> {
 }
 
 async fn drain_singly(app: &App, most: i64) -> Result<usize, DbError> {
-    let (mut drained, mut behind) = (0, 0);
+    let mut drained = 0;
     for _ in 0..most {
-        match apply_first(app, behind, 1).await {
-            Ok((_, None)) => break,
-            Ok((applied, Some(last))) => {
-                drained += applied;
-                behind = last;
-            }
-            Err(fault) if fault.is_transient() => return Err(fault),
-            Err(fault) => match hand_over_first(app, behind).await? {
-                Some((id, handed_over)) => {
-                    tracing::error!(%fault, id, handed_over, "ingest: a spooled event cannot be applied");
-                    drained += usize::from(handed_over);
-                    behind = id;
-                }
-                None => break,
-            },
+        if !drain_first(app).await? {
+            break;
         }
+        drained += 1;
     }
     Ok(drained)
 }
 
-/// Puts the first event behind `behind` on the road to the broker's consumer; answers its id, and whether the broker took it.
-async fn hand_over_first(app: &App, behind: i64) -> Result<Option<(i64, bool)>, DbError> {
-    app.db
+/// Takes the first event that no other node holds out of the spool: applied, or set aside. Answers whether there was one.
+async fn drain_first(app: &App) -> Result<bool, DbError> {
+    let drained = app
+        .db
         .system(async |conn| {
-            let Some(row) = take(conn, behind, 1).await?.into_iter().next() else { return Ok::<_, DbError>(None) };
+            let Some(row) = take(conn, 1).await?.into_iter().next() else { return Ok::<_, DbError>(false) };
             let id = row.id;
-            let handed_over = intake::publish_alone(app, &row.into_event()).await.is_ok();
-            if handed_over {
-                remove(conn, &[id]).await?;
+            if let Some(letter) = dead_letters::try_apply(app, conn, &row.into_event()).await? {
+                dead_letters::keep(conn, &app.chance, app.clock.now(), &[letter]).await?;
             }
-            Ok(Some((id, handed_over)))
+            remove(conn, &[id]).await?;
+            Ok(true)
         })
-        .await
+        .await?;
+    if drained {
+        app.wake.events.notify_one();
+        app.wake.dispatch.notify_one();
+    }
+    Ok(drained)
 }
 
-async fn take(conn: &mut AsyncPgConnection, behind: i64, most: i64) -> Result<Vec<Row>, DbError> {
-    Ok(sql("SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool WHERE id > $1 ORDER BY id LIMIT $2 \
+async fn take(conn: &mut AsyncPgConnection, most: i64) -> Result<Vec<Row>, DbError> {
+    Ok(sql("SELECT id, tenant_id, session_id, waha_server_id, received_at, body FROM spool ORDER BY id LIMIT $1 \
             FOR UPDATE SKIP LOCKED")
-    .bind::<BigInt, _>(behind)
     .bind::<BigInt, _>(most)
     .prepared()
     .load(conn)
@@ -126,23 +119,23 @@ async fn remove(conn: &mut AsyncPgConnection, ids: &[i64]) -> Result<(), DbError
     Ok(())
 }
 
-/// Applies up to `most` events behind `behind` and removes them, all or none; answers how many, and the last one's id.
-async fn apply_first(app: &App, behind: i64, most: i64) -> Result<(usize, Option<i64>), DbError> {
+/// Applies up to `most` events and removes them, all or none; answers how many.
+async fn apply_first(app: &App, most: i64) -> Result<usize, DbError> {
     let drained = app
         .db
         .system(async |conn| {
-            let rows = take(conn, behind, most).await?;
+            let rows = take(conn, most).await?;
             if rows.is_empty() {
-                return Ok::<_, DbError>((0, None));
+                return Ok::<_, DbError>(0);
             }
             let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
             let events: Vec<_> = rows.into_iter().map(Row::into_event).collect();
             apply::apply_in(app, conn, &events).await?;
             remove(conn, &ids).await?;
-            Ok((ids.len(), ids.last().copied()))
+            Ok(ids.len())
         })
         .await?;
-    if drained.0 > 0 {
+    if drained > 0 {
         app.wake.events.notify_one();
         app.wake.dispatch.notify_one();
     }

@@ -34,6 +34,7 @@ pub struct Incoming {
     began: DateTime<Utc>,
     key: String,
     declared: Declared,
+    most: usize,
     writer: Writer,
     digest: Sha256,
     head: Vec<u8>,
@@ -46,6 +47,19 @@ impl Incoming {
     /// # Errors
     /// When database or storage cannot be used.
     pub async fn begin(app: &App, tenant: TenantId, declared: Declared) -> Result<Self, MediaError> {
+        Self::begin_within(app, tenant, declared, MOST_BYTES).await
+    }
+
+    /// Announces a file of `tenant`'s with at most `most` bytes.
+    ///
+    /// # Errors
+    /// When database or storage cannot be used.
+    pub async fn begin_within(
+        app: &App,
+        tenant: TenantId,
+        declared: Declared,
+        most: usize,
+    ) -> Result<Self, MediaError> {
         let now = app.clock.now();
         let id = MediaId::fresh(now, &app.chance);
         let key = format!("{tenant}/{id}");
@@ -63,6 +77,7 @@ impl Incoming {
             began: now,
             key,
             declared,
+            most: most.min(MOST_BYTES),
             writer,
             digest: Sha256::new(),
             head: Vec::new(),
@@ -76,7 +91,7 @@ impl Incoming {
     /// When the file grows too large or the storage fails; abandon it then.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), MediaError> {
         self.size += chunk.len();
-        if self.size > MOST_BYTES {
+        if self.size > self.most {
             return Err(MediaError::TooLarge);
         }
         let room = HEAD.saturating_sub(self.head.len()).min(chunk.len());
@@ -90,7 +105,7 @@ impl Incoming {
     /// # Errors
     /// When it is empty or the storage fails; nothing is left then.
     pub async fn finish(self) -> Result<Media, MediaError> {
-        let Self { app, tenant, id, began, key, declared, writer, digest, head, size } = self;
+        let Self { app, tenant, id, began, key, declared, writer, digest, head, size, .. } = self;
         let ended = if size == 0 { Err(MediaError::Empty) } else { writer.finish().await.map_err(MediaError::from) };
         if let Err(fault) = ended {
             discard(&app, tenant, id, &key).await;
@@ -102,7 +117,10 @@ impl Incoming {
             filename: declared.filename.as_deref().and_then(kind::clean_name),
             size: i64::try_from(size).unwrap_or(i64::MAX),
             sha256: hex::encode(digest.finalize()),
+            width: None,
+            height: None,
             created_at: began,
+            thumbnail_size: None,
             key,
         })
     }
@@ -117,7 +135,7 @@ impl Incoming {
 
 /// Removes a file that is not to become ready after all. What fails here is left to the purge.
 pub async fn discard(app: &App, tenant: TenantId, id: MediaId, key: &str) {
-    let removed = match app.media.storage.delete(key).await {
+    let removed = match app.media.remove(key).await {
         Ok(()) => rows::forget(app, tenant, id).await.map_err(MediaError::from),
         Err(fault) => Err(fault.into()),
     };

@@ -44,6 +44,52 @@ pub fn is_active(mime_type: &str) -> bool {
         || ["multipart", "message"].contains(&kind)
 }
 
+/// How a file that strangers sent may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// As what.
+    pub content_type: &'static str,
+    /// Whether a browser may show it in place.
+    pub inline: bool,
+}
+
+/// How a file of this type, found out from its bytes, may be served: as itself if it is one of the few that browsers can be
+/// trusted with, else as bytes to be saved.
+#[must_use]
+pub fn served(mime_type: &str) -> Served {
+    const SHOWN: [&str; 15] = [
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "image/gif",
+        "video/mp4",
+        "video/webm",
+        "video/3gpp",
+        "video/quicktime",
+        "audio/ogg",
+        "audio/mpeg",
+        "audio/mp4",
+        "audio/m4a",
+        "audio/aac",
+        "audio/amr",
+        "audio/x-wav",
+    ];
+    const PDF: &str = "application/pdf";
+    let essence = mime_type.split(';').next().unwrap_or_default().trim();
+    let shown = SHOWN.into_iter().find(|shown| shown.eq_ignore_ascii_case(essence));
+    match shown {
+        Some(content_type) => Served { content_type, inline: true },
+        None if essence.eq_ignore_ascii_case(PDF) => Served { content_type: PDF, inline: false },
+        None => Served { content_type: UNKNOWN, inline: false },
+    }
+}
+
+/// What a stranger says of a file, as far as it may count where the bytes say nothing: not if it would be served as that.
+#[must_use]
+pub fn hint(declared: Option<&str>) -> Option<String> {
+    declared.and_then(essence).filter(|kind| served(kind).content_type == UNKNOWN)
+}
+
 /// Whether a browser may show it in place.
 #[must_use]
 pub fn is_shown(mime_type: &str) -> bool {
@@ -118,6 +164,27 @@ mod tests {
         }
         assert!(!is_active("application/vnd.openxmlformats-officedocument.wordprocessingml.document"));
         assert!(is_active("Text/HTML; charset=utf-8") && !is_shown("image/svg+xml") && is_shown("image/png"));
+    }
+
+    #[test]
+    fn what_strangers_send_is_served_as_little() {
+        for (kind, content_type, inline) in [
+            ("image/jpeg", "image/jpeg", true),
+            ("Image/PNG", "image/png", true),
+            ("audio/ogg; codecs=opus", "audio/ogg", true),
+            ("application/pdf", "application/pdf", false),
+            ("text/html", UNKNOWN, false),
+            ("text/plain", UNKNOWN, false),
+            ("image/svg+xml", UNKNOWN, false),
+            ("image/tiff", UNKNOWN, false),
+            ("application/zip", UNKNOWN, false),
+            ("", UNKNOWN, false),
+        ] {
+            assert_eq!(served(kind), Served { content_type, inline }, "{kind}");
+        }
+        assert_eq!(hint(Some("text/csv; charset=utf-8")).as_deref(), Some("text/csv"));
+        assert_eq!(hint(Some("image/png")), None, "its bytes would say so");
+        assert_eq!(hint(Some("nonsense")), None);
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! Files to be sent: taken from tenants, fetched from their URLs, kept in object storage, and handed to WAHA by short-lived
-//! links.
+//! Files: those to be sent, taken from tenants, fetched from their URLs and handed to WAHA by short-lived links; and those that
+//! came with messages ([`arrivals`]). All are kept in object storage.
 //!
 //! Guarantee: a file is never in memory as a whole on its way in or out; what it is said of its bytes, not of its sender's
 //! words; and what breaks off on its way leaves nothing behind. A URL is fetched once for each message, whatever repeats.
 
+pub mod arrivals;
 mod fetch;
 mod incoming;
 pub mod kind;
 pub mod link;
+mod picture;
 mod rows;
 pub mod slots;
 mod storage;
@@ -16,11 +18,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{Nullable, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
+use url::Url;
 
 pub use self::incoming::Declared;
 pub use self::rows::{GRACE, Media, delete, find, list, make_ready, purge};
@@ -159,8 +163,14 @@ impl MediaRoom {
 
     /// The file a link's token stands for, if it is genuine and has not expired.
     #[must_use]
-    pub fn linked(&self, token: &str, now: chrono::DateTime<chrono::Utc>) -> Option<(TenantId, MediaId)> {
+    pub fn linked(&self, token: &str, now: DateTime<Utc>) -> Option<(link::Reader, TenantId, MediaId)> {
         self.links.read(token, now)
+    }
+
+    /// A link for browsers to the file `id` of `tenant`'s, good until `until`.
+    #[must_use]
+    pub fn browser_link(&self, tenant: TenantId, id: MediaId, until: DateTime<Utc>) -> Url {
+        self.links.make(link::Reader::Browser, tenant, id, until)
     }
 
     /// The bytes of `media`, or those in `range`. Poll the stream on the process-wide runtime.
@@ -174,6 +184,29 @@ impl MediaRoom {
     ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
         self.storage.read(&media.key, range).await
     }
+
+    /// [`MediaRoom::read`] of the small picture that is kept beside `media`, where there is one.
+    ///
+    /// # Errors
+    /// When its bytes are not there or the storage does not answer.
+    pub async fn read_small(
+        &self,
+        media: &Media,
+        range: Option<Range<u64>>,
+    ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, StorageError> {
+        self.storage.read(&small_key(&media.key), range).await
+    }
+
+    /// Removes what is kept under `key`, with the small picture beside it.
+    async fn remove(&self, key: &str) -> Result<(), StorageError> {
+        self.storage.delete(&small_key(key)).await?;
+        self.storage.delete(key).await
+    }
+}
+
+/// Where the small picture of the file under `key` is.
+fn small_key(key: &str) -> String {
+    format!("{key}.small")
 }
 
 /// A piece of an upload.
@@ -279,7 +312,7 @@ pub async fn hand_over(
         },
         (None, None) => return Err(MediaError::NotFound),
     };
-    let url = app.media.links.make(tenant, media.id, app.clock.now() + link::LIFETIME);
+    let url = app.media.links.make(link::Reader::Waha, tenant, media.id, app.clock.now() + link::LIFETIME);
     let named = content.filename.as_deref().and_then(kind::clean_name);
     Ok(MediaFile { mimetype: media.mime_type, filename: named.or(media.filename), source: FileSource::Url(url) })
 }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -28,8 +28,17 @@ pub struct Media {
     pub size: i64,
     /// SHA-256 of its bytes, in hexadecimal digits.
     pub sha256: String,
+    /// The width of a picture that came with a message, in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<i32>,
+    /// Its height.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<i32>,
     /// When it was stored.
     pub created_at: DateTime<Utc>,
+    /// Bytes of the small picture beside it.
+    #[serde(skip)]
+    pub thumbnail_size: Option<i64>,
     #[serde(skip)]
     pub(super) key: String,
 }
@@ -46,6 +55,12 @@ struct Row {
     size: i64,
     #[diesel(sql_type = Binary)]
     sha256: Vec<u8>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    width: Option<i32>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    height: Option<i32>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    thumbnail_size: Option<i64>,
     #[diesel(sql_type = Timestamptz)]
     created_at: DateTime<Utc>,
     #[diesel(sql_type = Text)]
@@ -60,7 +75,10 @@ impl From<Row> for Media {
             filename: row.filename,
             size: row.size,
             sha256: hex::encode(row.sha256),
+            width: row.width,
+            height: row.height,
             created_at: row.created_at,
+            thumbnail_size: row.thumbnail_size,
             key: row.storage_key,
         }
     }
@@ -69,7 +87,7 @@ impl From<Row> for Media {
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, mime_type, filename, size, sha256, created_at, storage_key FROM media \
+            "SELECT id, mime_type, filename, size, sha256, width, height, thumbnail_size, created_at, storage_key FROM media \
              WHERE tenant_id = $1 AND ready_at IS NOT NULL AND deleted_at IS NULL AND ",
             $rest
         )
@@ -161,7 +179,8 @@ pub async fn make_ready(
     now: DateTime<Utc>,
 ) -> Result<bool, DbError> {
     let made =
-        sql("UPDATE media SET mime_type = $3, filename = $4, size = $5, sha256 = $6, ready_at = $7, updated_at = $7 \
+        sql("UPDATE media SET mime_type = $3, filename = $4, size = $5, sha256 = $6, ready_at = $7, updated_at = $7, \
+             width = $8, height = $9, thumbnail_size = $10 \
                     WHERE tenant_id = $1 AND id = $2 AND ready_at IS NULL")
         .bind::<SqlUuid, _>(tenant)
         .bind::<SqlUuid, _>(media.id)
@@ -170,6 +189,9 @@ pub async fn make_ready(
         .bind::<BigInt, _>(media.size)
         .bind::<Binary, _>(hex::decode(&media.sha256).unwrap_or_default())
         .bind::<Timestamptz, _>(now)
+        .bind::<Nullable<Integer>, _>(media.width)
+        .bind::<Nullable<Integer>, _>(media.height)
+        .bind::<Nullable<BigInt>, _>(media.thumbnail_size)
         .prepared()
         .execute(conn)
         .await?;
@@ -228,7 +250,7 @@ pub async fn purge(app: &App) -> Result<usize, DbError> {
         .await?;
     let mut purged = 0;
     for leftover in leftovers {
-        if let Err(fault) = app.media.storage.delete(&leftover.storage_key).await {
+        if let Err(fault) = app.media.remove(&leftover.storage_key).await {
             tracing::warn!(%fault, "media: a file's bytes could not be removed");
             continue;
         }

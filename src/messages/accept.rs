@@ -320,6 +320,14 @@ fn entry(draft: Draft, now: DateTime<Utc>, chance: &Chance) -> Entry {
         pool_id: draft.pool,
         edited_at: None,
         revoked_at: None,
+        source: None,
+        occurred_at: None,
+        sender_id: None,
+        sender_name: None,
+        backfilled: false,
+        delivery_inferred: false,
+        edits: 0,
+        quoted_waha_id: None,
     };
     let json = Message::from(&row).to_json().into();
     Entry { row, event_id: EventId::fresh(now, chance), json }

@@ -10,9 +10,9 @@ use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
-use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::conversations;
 use crate::db::{DbError, Prepare, TenantConn, sql};
 use crate::domain::chance::Chance;
 use crate::domain::content::{Content, Kind};
@@ -21,7 +21,9 @@ use crate::domain::recipient::ChatId;
 use crate::domain::status::Status;
 use crate::events::log::{self, NewEvent};
 use crate::messages::accept::Draft;
+use crate::messages::facts::{self, Target};
 use crate::messages::queries;
+use crate::messages::reactions;
 use crate::messages::row::{MessageRow, message_columns, whatsapp_id};
 use crate::messages::view::Message;
 use crate::messages::withdraw::{self, Withdrawn};
@@ -169,6 +171,10 @@ pub async fn act(app: &App, tenant: TenantId, id: MessageId, action: Action) -> 
     let action = &action;
     let written = app.db.tenant(tenant, async |conn| record(conn, chance, now, id, action).await).await?;
     app.wake.events.notify_one();
+    if let (Action::MarkRead, Some(row)) = (action, &written) {
+        let read = (tenant, row.session_id, row.chat_id.as_str(), row.occurred_at.unwrap_or(row.created_at));
+        app.db.system(async |conn| conversations::note_read(conn, now, &[read]).await).await?;
+    }
     written.ok_or(Denied::NotFound)
 }
 
@@ -216,7 +222,13 @@ async fn ask(
     }
 }
 
-/// Writes down what WhatsApp did. A repeat changes nothing and tells nobody, but for reactions, which are not kept.
+/// What WhatsApp knows the message by.
+fn target(row: &MessageRow) -> Option<Target> {
+    let waha_message_id = row.waha_message_id.clone()?;
+    Some(Target { tenant: row.tenant_id, session: row.session_id, waha_message_id })
+}
+
+/// Writes down what WhatsApp did. A repeat changes nothing and tells nobody.
 /// `None` when the message was deleted meanwhile.
 async fn record(
     conn: &mut TenantConn,
@@ -228,14 +240,11 @@ async fn record(
     let tenant = conn.tenant();
     let (changed, kind): (Vec<MessageRow>, _) = match action {
         Action::Edit(body) => {
-            let text = concat!(
-                "UPDATE messages m SET body = $3, edited_at = $4, updated_at = $4 \
-                 WHERE m.tenant_id = $1 AND m.id = $2 AND m.deleted_at IS NULL \
-                   AND (m.body IS DISTINCT FROM $3 OR m.edited_at IS NULL) RETURNING ",
-                message_columns!()
-            );
-            let update = sql(text).bind::<SqlUuid, _>(tenant).bind::<SqlUuid, _>(id).bind::<Text, _>(body);
-            (update.bind::<Timestamptz, _>(now).prepared().load(&mut **conn).await?, "message.edited")
+            // WAHA tells of it, too: whoever comes first writes it down, with its event.
+            if let Some(target) = queries::find(conn, id).await?.as_ref().and_then(target) {
+                facts::edit(conn, chance, now, target, body).await?;
+            }
+            return queries::find(conn, id).await;
         }
         Action::Revoke => {
             // Also of one that was deleted meanwhile: the recipient does not have it any more, whoever hid it here.
@@ -255,7 +264,17 @@ async fn record(
             }
             (revoked, "message.revoked")
         }
-        Action::React(_) => (queries::find(conn, id).await?.into_iter().collect(), "message.reaction"),
+        Action::React(emoji) => {
+            let Some(row) = queries::find(conn, id).await? else { return Ok(None) };
+            let news = match target(&row) {
+                Some(target) => reactions::react(conn, now, target, emoji).await?,
+                None => false,
+            };
+            if !news {
+                return Ok(Some(row));
+            }
+            (vec![row], "message.reaction")
+        }
         Action::MarkRead => {
             // The tenant's own doing, of which no event tells.
             let text = concat!(
@@ -287,14 +306,10 @@ async fn record(
 
 /// What the event shows.
 fn data(row: &MessageRow, action: &Action) -> String {
-    let view = Message::from(row);
-    let Action::React(emoji) = action else { return view.to_json() };
-    // Strings, numbers and a JSON value always serialise.
-    let mut data = serde_json::to_value(&view).unwrap_or_default();
-    if let Value::Object(members) = &mut data {
-        members.insert("reaction".to_owned(), json!({"emoji": emoji, "from_me": true}));
+    match action {
+        Action::React(emoji) => reactions::reaction_data(row, "", emoji),
+        _ => Message::from(row).to_json(),
     }
-    data.to_string()
 }
 
 /// The draft of a message that forwards the message `id` to `chat`; by its own session, which alone can show it to WhatsApp.

@@ -6,9 +6,13 @@
 pub mod accept;
 pub mod actions;
 pub mod changes;
+pub mod facts;
+pub mod history;
+pub mod votes;
 pub mod pool;
 pub mod pool_moves;
 pub mod queries;
+pub mod reactions;
 pub mod retry;
 pub mod row;
 pub mod settle;

@@ -272,7 +272,7 @@ SELECT c.id, c.usable FROM (
     SELECT s.id, coalesce(r.session_id = s.id, false) AS own, l.queued + (l.in_flight IS NOT NULL)::int AS load, i.chosen_at,
            s.status = 'working' AND l.paused_because IS NULL AND (
                coalesce(l.restricted_until <= $4, true) OR EXISTS (
-                   SELECT FROM conversations v WHERE v.tenant_id = $1 AND v.session_id = s.id AND v.chat_id = $3)) AS usable
+                   SELECT FROM known_chats v WHERE v.tenant_id = $1 AND v.session_id = s.id AND v.chat_id = $3)) AS usable
     FROM sender_pool_sessions i
     JOIN waha_sessions s ON s.tenant_id = i.tenant_id AND s.id = i.session_id
     JOIN lanes l ON l.tenant_id = s.tenant_id AND l.session_id = s.id

@@ -94,7 +94,7 @@ const WAITING: &str = concat!(
 SELECT m.id, m.chat_id, m.waha_message_id FROM messages m
 WHERE m.tenant_id = $1 AND m.session_id = $2 AND m.pool_id = $3 AND ",
     movable!(),
-    " AND ($4 OR NOT EXISTS (SELECT FROM conversations v
+    " AND ($4 OR NOT EXISTS (SELECT FROM known_chats v
                            WHERE v.tenant_id = $1 AND v.session_id = $2 AND v.chat_id = m.chat_id))
 ORDER BY m.priority, m.seq LIMIT $5"
 );
@@ -217,7 +217,7 @@ async fn move_some(app: &App, conn: &mut SystemConn, source: &Source, now: DateT
     .prepared()
     .load(&mut **conn)
     .await?;
-    let talked: Vec<Known> = sql("SELECT session_id, chat_id FROM conversations \
+    let talked: Vec<Known> = sql("SELECT session_id, chat_id FROM known_chats \
          WHERE tenant_id = $1 AND session_id = ANY($2) AND chat_id = ANY($3)")
     .bind::<SqlUuid, _>(tenant_id)
     .bind::<Array<SqlUuid>, _>(&lanes)

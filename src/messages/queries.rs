@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
+use diesel::pg::Pg;
+use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
 use diesel::sql_types::{Array, BigInt, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
@@ -119,17 +121,29 @@ pub async fn list(
     after: Option<(DateTime<Utc>, Uuid)>,
     limit: i64,
 ) -> Result<Vec<MessageRow>, DbError> {
-    use diesel::pg::Pg;
     // The text varies with the filters in use, so that each combination gets the plan of its index.
     let tenant = conn.tenant();
-    let mut query = diesel::sql_query(concat!(
+    let query = diesel::sql_query(concat!(
         "SELECT ",
         message_columns!(),
         " FROM messages m WHERE m.tenant_id = $1 AND m.deleted_at IS NULL"
     ))
     .into_boxed::<Pg>()
     .bind::<SqlUuid, _>(tenant);
-    let mut place = 1;
+    let (query, place) = narrow(query, 1, filter, after);
+    let query =
+        query.sql(format!(" ORDER BY m.created_at DESC, m.id DESC LIMIT ${}", place + 1)).bind::<BigInt, _>(limit);
+    Ok(query.load(&mut **conn).await?)
+}
+
+/// `query`, which has `place` parameters, for those messages `m` alone that pass `filter` and stand behind `after`; and how many
+/// parameters it has then.
+pub(crate) fn narrow<'a>(
+    mut query: BoxedSqlQuery<'a, Pg, SqlQuery>,
+    mut place: u32,
+    filter: &Filter,
+    after: Option<(DateTime<Utc>, Uuid)>,
+) -> (BoxedSqlQuery<'a, Pg, SqlQuery>, u32) {
     let mut next = || {
         place += 1;
         place
@@ -181,8 +195,7 @@ pub async fn list(
             .bind::<Timestamptz, _>(at)
             .bind::<SqlUuid, _>(id);
     }
-    query = query.sql(format!(" ORDER BY m.created_at DESC, m.id DESC LIMIT ${}", next())).bind::<BigInt, _>(limit);
-    Ok(query.load(&mut **conn).await?)
+    (query, place)
 }
 
 /// One step in the life of a message.
@@ -218,11 +231,17 @@ pub async fn transitions(conn: &mut TenantConn, id: MessageId) -> Result<Option<
         .load(&mut **conn)
         .await?;
     // The message's own row is the record of its acceptance. (Rows of earlier versions have it among the steps, too.)
-    if message.direction == "outbound" && steps.iter().all(|step| step.cause != ACCEPTED) {
+    if message.direction == "outbound" && message.source.is_none() && steps.iter().all(|step| step.cause != ACCEPTED) {
         let scheduled = message.scheduled_at.is_some_and(|at| at > message.created_at);
         let status = if scheduled { Status::Scheduled } else { Status::Queued };
         let (status, cause) = (status.as_str().to_owned(), ACCEPTED.to_owned());
         steps.insert(0, Transition { status, at: message.created_at, cause, attempt: None });
+    }
+    // So it is of what came in.
+    if message.direction == "inbound" && steps.is_empty() {
+        let cause = if message.backfilled { "read back" } else { "webhook" };
+        let (status, cause) = (message.status, cause.to_owned());
+        steps.push(Transition { status, at: message.created_at, cause, attempt: None });
     }
     Ok(Some(steps))
 }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Integer, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use serde::Deserialize;
 
 use crate::domain::content::Content;
@@ -14,7 +14,8 @@ macro_rules! message_columns {
         "m.tenant_id, m.id, m.session_id, m.direction, m.status, m.priority, m.message_type, m.chat_id, m.to_msisdn, \
          m.from_msisdn, m.body, m.media_url, m.reply_to, m.metadata, m.waha_message_id, m.ack, m.attempts, m.error_code, \
          m.error_message, m.scheduled_at, m.expires_at, m.sent_at, m.delivered_at, m.read_at, m.played_at, m.failed_at, \
-         m.created_at, m.updated_at, m.content, m.client_reference, m.pool_id, m.edited_at, m.revoked_at"
+         m.created_at, m.updated_at, m.content, m.client_reference, m.pool_id, m.edited_at, m.revoked_at, \
+         m.source, m.occurred_at, m.sender_id, m.sender_name, m.backfilled, m.delivery_inferred, m.edits, m.quoted_waha_id"
     };
 }
 pub(crate) use message_columns;
@@ -113,6 +114,22 @@ pub struct MessageRow {
     pub edited_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub revoked_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub source: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub occurred_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub sender_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub sender_name: Option<String>,
+    #[diesel(sql_type = Bool)]
+    pub backfilled: bool,
+    #[diesel(sql_type = Bool)]
+    pub delivery_inferred: bool,
+    #[diesel(sql_type = Integer)]
+    pub edits: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub quoted_waha_id: Option<String>,
 }
 
 impl MessageRow {

@@ -80,6 +80,25 @@ pub struct Message<'a> {
     /// The WhatsApp chat.
     #[schema(example = "15550100001@c.us")]
     pub chat_id: &'a str,
+    /// Outbound: `api`, or `app` when it was written on the phone or another linked device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "api")]
+    pub source: Option<&'a str>,
+    /// Inbound: who wrote it, as a WhatsApp id; in a group its participant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_id: Option<&'a str>,
+    /// Inbound: the name that its writer goes by on WhatsApp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender_name: Option<&'a str>,
+    /// When it was written, as WhatsApp says, to the second; absent for what was accepted here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub occurred_at: Option<DateTime<Utc>>,
+    /// Whether no webhook told of it: it was found when the chat was read back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub backfilled: bool,
+    /// Whether it counts as delivered because the recipient answered, and not because WhatsApp said so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub delivery_inferred: bool,
     /// Text or caption.
     #[schema(example = "Your order has left the house.")]
     pub body: Option<&'a str>,
@@ -157,12 +176,20 @@ pub struct Message<'a> {
     /// When it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_at: Option<DateTime<Utc>>,
+    /// How often its text was changed on WhatsApp; see `/v1/messages/{id}/edits`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub edits: i32,
     /// When its text was last changed on WhatsApp.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edited_at: Option<DateTime<Utc>>,
     /// When it was revoked on WhatsApp.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<DateTime<Utc>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 impl<'a> From<&'a MessageRow> for Message<'a> {
@@ -181,6 +208,12 @@ impl<'a> From<&'a MessageRow> for Message<'a> {
             to: peer(&row.to_msisdn, outbound),
             from: peer(&row.from_msisdn, !outbound),
             chat_id: &row.chat_id,
+            source: outbound.then(|| row.source.as_deref().unwrap_or("api")),
+            sender_id: row.sender_id.as_deref(),
+            sender_name: row.sender_name.as_deref(),
+            occurred_at: row.occurred_at,
+            backfilled: row.backfilled,
+            delivery_inferred: row.delivery_inferred,
             body: row.body.as_deref(),
             media_url: row.media_url.as_deref(),
             media: beyond("media"),
@@ -210,6 +243,7 @@ impl<'a> From<&'a MessageRow> for Message<'a> {
             read_at: row.read_at,
             played_at: row.played_at,
             failed_at: row.failed_at,
+            edits: row.edits,
             edited_at: row.edited_at,
             revoked_at: row.revoked_at,
         }

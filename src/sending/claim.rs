@@ -197,7 +197,7 @@ WITH input AS (
            m.status = 'queued' OR m.requeued AS waited,
            m.expires_at <= $5 AND m.attempt_state = 'none' AS late,
            CASE WHEN lane.check_numbers OR lane.restricted OR lane.new_chats IS NOT NULL THEN
-               EXISTS (SELECT FROM conversations k WHERE k.session_id = m.session_id AND k.chat_id = m.chat_id)
+               EXISTS (SELECT FROM known_chats k WHERE k.session_id = m.session_id AND k.chat_id = m.chat_id)
            END AS known
     FROM messages m JOIN lane ON m.tenant_id = lane.tenant_id AND m.id = lane.message_id
     WHERE m.status IN ('queued', 'sending') AND m.deleted_at IS NULL
@@ -206,7 +206,7 @@ WITH input AS (
     SELECT b.*, CASE WHEN (lane.restricted OR lane.new_chats IS NOT NULL) AND NOT b.known AND b.attempt_state = 'none' THEN
         right(b.chat_id, 5) = '@c.us' OR right(b.chat_id, 4) = '@lid'
         AND NOT EXISTS (
-            SELECT FROM number_checks n JOIN conversations k ON k.session_id = b.session_id AND k.chat_id = n.chat_id
+            SELECT FROM number_checks n JOIN known_chats k ON k.session_id = b.session_id AND k.chat_id = n.chat_id
             WHERE n.tenant_id = b.tenant_id AND n.phone = b.to_msisdn)
         ELSE false END AS cold
     FROM before b JOIN lane USING (session_id)

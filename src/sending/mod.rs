@@ -172,7 +172,7 @@ impl Worker {
             }
         };
         let started = tokio::time::Instant::now();
-        let outcome = held_for_a_while(permit, self.attempt(&claimed, server)).await;
+        let outcome = Box::pin(held_for_a_while(permit, self.attempt(&claimed, server))).await;
         self.log(&claimed, &outcome, server, started.elapsed(), delivery.traceparent.as_deref());
         self.report(&claimed, outcome).await;
         Verdict::Done

@@ -184,6 +184,7 @@ async fn apply(app: &App, message: &Unacked, id: &str, ack: Ack) -> Result<(), D
         waha_message_id: id.to_owned(),
         ack,
         at: app.clock.now(),
+        inferred: false,
     };
     app.db.system(async |conn| acks::apply(conn, &app.chance, vec![event]).await).await?;
     app.wake.events.notify_one();

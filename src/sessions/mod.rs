@@ -1,5 +1,6 @@
 //! WhatsApp sessions and the WAHA servers they live on: what should be, what WAHA says, and the step between them.
 
+pub mod calls;
 pub mod change;
 pub mod create;
 pub mod directory;

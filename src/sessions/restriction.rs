@@ -164,7 +164,7 @@ const REJECTED: &str = "\
 SELECT count(*) AS count FROM messages m
 WHERE m.tenant_id = $1 AND m.session_id = $2 AND m.status = 'failed' AND m.created_at > $3 - interval '1 day'
   AND m.failed_at > $3 AND m.error_code = 'rejected_by_whatsapp' AND m.direction = 'outbound'
-  AND NOT EXISTS (SELECT FROM conversations k WHERE k.session_id = m.session_id AND k.chat_id = m.chat_id)";
+  AND NOT EXISTS (SELECT FROM known_chats k WHERE k.session_id = m.session_id AND k.chat_id = m.chat_id)";
 
 /// WhatsApp rejected messages of `session` after they were handed over. A few of them to people who are new, within an hour,
 /// are a restriction that nobody calls so.

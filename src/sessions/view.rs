@@ -21,7 +21,11 @@ macro_rules! session_columns {
          CASE WHEN isfinite(s.restriction_until) THEN s.restriction_until END AS restriction_until, \
          l.tenant_paused_at, l.tenant_pause_reason, s.labels, s.proxy, s.needs_rescan, \
          (SELECT jsonb_build_object('verdict', v.verdict, 'since', v.verdict_since, 'evidence', v.evidence) \
-          FROM session_vitals v WHERE v.tenant_id = s.tenant_id AND v.session_id = s.id) AS health"
+          FROM session_vitals v WHERE v.tenant_id = s.tenant_id AND v.session_id = s.id) AS health, \
+         (SELECT jsonb_build_object('by_webhook', g.by_webhook, 'by_read_back', g.by_read_back, \
+                  'missed_share', round(g.by_read_back::numeric / nullif(g.by_webhook + g.by_read_back, 0), 4), \
+                  'last_gap_fill_at', g.filled_at) \
+          FROM gap_fills g WHERE g.tenant_id = s.tenant_id AND g.session_id = s.id) AS ingest"
     };
 }
 pub(crate) use session_columns;
@@ -98,6 +102,8 @@ pub struct SessionRow {
     pub needs_rescan: bool,
     #[diesel(sql_type = Nullable<Jsonb>)]
     pub health: Option<serde_json::Value>,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    pub ingest: Option<serde_json::Value>,
 }
 
 impl SessionRow {
@@ -148,6 +154,24 @@ pub struct Health {
     /// Why, in words.
     #[schema(example = json!(["3 messages in a row without an acknowledgement of WhatsApp's"]))]
     pub evidence: Vec<String>,
+}
+
+/// How its messages came in, as of the last time they were read back from its WAHA server.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = SessionIngest, example = json!({
+    "by_webhook": 1980, "by_read_back": 20, "missed_share": 0.01, "last_gap_fill_at": "2026-11-21T09:30:00Z"
+}))]
+pub struct Ingest {
+    /// Messages that webhooks brought.
+    pub by_webhook: i64,
+    /// Messages that no webhook had brought when they were read back.
+    pub by_read_back: i64,
+    /// The share of the latter; null while there were no messages.
+    #[schema(required)]
+    pub missed_share: Option<f64>,
+    /// When its messages were last read back to the end.
+    #[schema(required)]
+    pub last_gap_fill_at: Option<DateTime<Utc>>,
 }
 
 /// That sending is paused by the tenant.
@@ -239,6 +263,9 @@ pub struct Session<'a> {
     /// Whether it is alive, as far as is known; present while it is `working`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// How its messages came in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingest: Option<Ingest>,
     /// Present, and true, while its WAHA server is to be emptied and the session can leave it only by being logged out and
     /// paired anew.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -302,6 +329,7 @@ impl<'a> From<&'a SessionRow> for Session<'a> {
                 .as_ref()
                 .filter(|_| row.status == "working")
                 .and_then(|health| Health::deserialize(health).ok()),
+            ingest: row.ingest.as_ref().and_then(|ingest| Ingest::deserialize(ingest).ok()),
             queued: row.queued,
             labels: &row.labels,
             proxy: row.proxy.as_ref(),

@@ -24,6 +24,30 @@ pub(super) enum Body {
     Json(String),
     Png(Vec<u8>),
     Html(&'static str),
+    File(Served),
+}
+
+/// A file as it is given out.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub bytes: Bytes,
+    pub mimetype: String,
+    /// What `Content-Length` says; zeros come after the bytes.
+    pub length: u64,
+}
+
+impl Served {
+    fn into_response(self) -> HttpResponse {
+        const PIECE: usize = 64 * 1024;
+        let zeros = self.length.saturating_sub(self.bytes.len() as u64);
+        let first = stream::once(std::future::ready(Ok::<_, io::Error>(self.bytes)));
+        let rest = stream::unfold(zeros, |left| {
+            let piece = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let next = (piece > 0).then(|| (Ok(Bytes::from_static(&[0; PIECE]).slice(..piece)), left - piece as u64));
+            std::future::ready(next)
+        });
+        HttpResponse::Ok().content_type(self.mimetype).body(SizedStream::new(self.length, Box::pin(first.chain(rest))))
+    }
 }
 
 impl Answer {
@@ -127,6 +151,7 @@ impl Answer {
             Body::Json(text) => response.content_type("application/json; charset=utf-8").body(text),
             Body::Png(bytes) => response.content_type("image/png").body(bytes),
             Body::Html(page) => response.content_type("text/html").body(page),
+            Body::File(served) => served.into_response(),
         }
     }
 
@@ -136,6 +161,7 @@ impl Answer {
             Body::Json(text) => Bytes::from(text),
             Body::Png(bytes) => Bytes::from(bytes),
             Body::Html(page) => Bytes::from_static(page.as_bytes()),
+            Body::File(served) => served.bytes,
             Body::Empty => Bytes::from_static(b"{}"),
         };
         let length = whole.len() as u64;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::ledger::Mailbox;
+use super::mailbox::Mailbox;
 use super::routes::Call;
 use super::sends::bare_id;
 use super::session::Session;

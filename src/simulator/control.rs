@@ -13,10 +13,10 @@ use super::answers::Answer;
 use super::brakes::{Capping, Timelock};
 use super::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
 use super::ledger::Ledger;
-use super::numbers;
 use super::pairing::Passkey;
+use super::remote;
 use super::routes::Call;
-use super::sends;
+use super::saying::Writing;
 use super::session::Session;
 use super::troubles::{self, RestartPlan};
 use super::world::{World, lock};
@@ -126,16 +126,7 @@ impl Control {
     /// # Errors
     /// The session does not exist or is not paired.
     pub fn inbound_text_as(&self, session: &str, from_chat: &str, text: &str, id: &str) -> Result<(), ControlError> {
-        let session = self.session(session)?;
-        if session.me().is_none() {
-            return Err(ControlError::NotPaired);
-        }
-        let world = Arc::clone(&self.world);
-        let (chat, text, id) = (numbers::chat_id(from_chat), text.to_owned(), id.to_owned());
-        drop(self.world.runtime.spawn(async move {
-            sends::receive(&world, &session, &chat, &text, Some(&id)).await;
-        }));
-        Ok(())
+        self.write(session, from_chat, Writing::text(text).id(id)).map(drop)
     }
 
     /// WhatsApp refuses (463) what the session writes to people it has no conversation with: as a 500 on GOWS, as ack -1
@@ -396,7 +387,9 @@ pub(super) fn answer(world: &Arc<World>, name: &str, call: &Call) -> Answer {
             Answer::empty(204)
         }
         "POST fleet" => super::fleet::answer(world, call),
-        _ => troubles::answer(&control, name, call).unwrap_or_else(|| Answer::unknown_route(&call.method, &call.path)),
+        _ => troubles::answer(&control, name, call)
+            .or_else(|| remote::answer(&control, name, call))
+            .unwrap_or_else(|| Answer::unknown_route(&call.method, &call.path)),
     }
 }
 

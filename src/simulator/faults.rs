@@ -180,6 +180,8 @@ pub enum Fault {
 pub struct WebhookFaults {
     /// Only events of this name; all when none.
     pub event: Option<String>,
+    /// Only events of these names; all when there are none.
+    pub events: Vec<String>,
     /// Never posted.
     pub drop: f64,
     /// Posted twice, with the same ids.
@@ -188,6 +190,14 @@ pub struct WebhookFaults {
     pub delay_min_ms: u64,
     /// Posted late by at most this many milliseconds (not scaled).
     pub delay_max_ms: u64,
+    /// Shuffled: each is posted late by a part of so many milliseconds (not scaled) of its own.
+    pub reorder_ms: u64,
+    /// Late by at least `late_min_s` and at most `late_max_s`.
+    pub late: f64,
+    /// Seconds of WAHA's time.
+    pub late_min_s: u64,
+    /// Seconds of WAHA's time.
+    pub late_max_s: u64,
     /// Signed with another key.
     pub bad_hmac: f64,
     /// The body is cut after it was signed.
@@ -199,6 +209,8 @@ pub struct WebhookFaults {
 pub(super) struct WebhookFate {
     pub copies: u8,
     pub delay: Duration,
+    /// In WAHA's time.
+    pub late: Duration,
     pub bad_hmac: bool,
     pub truncated: bool,
 }
@@ -290,14 +302,23 @@ impl Faults {
         if faults.event.as_deref().is_some_and(|only| only != event) {
             return fine;
         }
-        let span = faults.delay_max_ms.saturating_sub(faults.delay_min_ms);
+        if !faults.events.is_empty() && !faults.events.iter().any(|only| only == event) {
+            return fine;
+        }
+        let between = |least: u64, most: u64| match most.saturating_sub(least) {
+            0 => least,
+            span => least + chance.up_to(span),
+        };
+        let late = happens(faults.late, chance);
+        let delay = between(faults.delay_min_ms, faults.delay_max_ms) + between(0, faults.reorder_ms);
         WebhookFate {
             copies: match (happens(faults.drop, chance), happens(faults.duplicate, chance)) {
                 (true, _) => 0,
                 (false, true) => 2,
                 (false, false) => 1,
             },
-            delay: Duration::from_millis(faults.delay_min_ms + if span == 0 { 0 } else { chance.up_to(span) }),
+            delay: Duration::from_millis(delay),
+            late: Duration::from_secs(if late { between(faults.late_min_s, faults.late_max_s) } else { 0 }),
             bad_hmac: happens(faults.bad_hmac, chance),
             truncated: happens(faults.truncated, chance),
         }

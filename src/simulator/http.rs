@@ -18,7 +18,7 @@ use super::routes::{self, Call, Found, Route};
 use super::sends::{self, PostGuard};
 use super::session::Session;
 use super::world::World;
-use super::{content, control, lifecycle, pairing, read_back, troubles};
+use super::{content, control, files, lifecycle, pairing, read_back, troubles};
 
 /// Media come as base64 in the body; this is more than WhatsApp takes.
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
@@ -215,6 +215,7 @@ async fn perform(
         Route::UpdateSession | Route::Start | Route::Stop | Route::Restart | Route::Logout => {
             lifecycle::change(&world, &route, session, &call).await
         }
+        Route::File(path) => files::answer(&world, &path).await,
         Route::Me => lifecycle::me(session.as_deref(), &name),
         Route::CheckExists | Route::Reaction | Route::Gesture(_) if name.is_empty() => {
             Answer::nest(400, "Session name is required")

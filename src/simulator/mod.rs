@@ -23,6 +23,8 @@
 //! | `+1555010 0007` | replies: delivered and read, then a text comes back about 1 s later |
 //! | `+1555010 0008` | delivered, but WAHA never learns: no acks, stays PENDING |
 //! | `+1555010 0009` | delivered and read, with the chat named `@lid` in the acks |
+//! | `+1555010 0010` | ack 1 and no other, yet it replies |
+//! | `+1555010 0011` | no ack at all, yet it replies |
 //! | `+55 11 95555 01xx` | known to WhatsApp without its ninth digit, `5511555501xx`; sent to as it is written it vanishes after ack 1 |
 //!
 //! # Control
@@ -31,27 +33,41 @@
 
 mod answers;
 mod brakes;
+mod circles;
 mod content;
 mod control;
+mod conversation;
+mod deeds;
+mod events;
 mod faults;
+mod files;
 mod fleet;
+mod happenings;
+mod history;
 mod http;
 mod ids;
 mod judge;
 mod ledger;
 mod lifecycle;
+mod lists;
+mod mailbox;
 mod numbers;
 mod pairing;
+mod raw;
 mod read_back;
+mod remote;
 mod routes;
+mod saying;
 mod sends;
 mod session;
 mod shapes;
+mod status;
 mod storage;
 mod troubles;
 mod waiting;
 mod webhooks;
 mod world;
+mod writing;
 
 use std::fmt;
 use std::io;
@@ -63,11 +79,15 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use self::brakes::{Capping, Timelock};
+pub use self::circles::{CallEnd, Label, Membership};
 pub use self::content::SeenFile;
 pub use self::control::{Control, ControlError, SessionView};
+pub use self::conversation::{Conversation, ConversationMessage, Conversations, Direction};
 pub use self::faults::{Fault, FaultPlan, FaultRule, WebhookFaults};
+pub use self::history::{History, HistoryRun};
 pub use self::ledger::{Ledger, LedgerEntry, PostRecord};
 pub use self::numbers::HELP as NUMBERS_HELP;
+pub use self::saying::{FileKind, FilePlan, Naming, Presence, SaidFile, Saying, Writing};
 pub use self::storage::{Conflict, Run, Storage};
 pub use self::troubles::{RestartPlan, Zombie, ZombieQueries};
 use self::world::World;
@@ -85,6 +105,23 @@ Control endpoints (same X-Api-Key):
   POST   /_simulator/phone-logout            {\"session\"}                 the phone removes the linked device
   POST   /_simulator/flap                    {\"session\"}                 the connection drops and comes back
   POST   /_simulator/inbound                 {\"session\",\"from\",\"text\"}   somebody writes to the session
+  POST   /_simulator/write                   {\"session\",\"chat\",\"message\":{\"saying\":{\"text\"|\"file\"|\"location\"|\"contacts\"|\"poll\"},
+                                             \"id\",\"by_phone\",\"participant\",\"push_name\",\"reply_to\",\"naming\":{\"lid\",\"alternative\"},
+                                             \"at\",\"silent\",\"stub\",\"ack\"}}   anything, by anybody
+  POST   /_simulator/reveal                  {\"session\",\"id\"}            the content of a stub is told
+  POST   /_simulator/tell-again              {\"session\",\"id\",\"naming\"}   the message is told once more, with these ids
+  POST   /_simulator/edit                    {\"session\",\"id\",\"text\"}     its writer changes it, and likewise revoke {\"session\",\"id\"}
+  POST   /_simulator/react                   {\"session\",\"id\",\"who\",\"emoji\"}   without who: the own phone; likewise vote {..,\"options\"}
+  POST   /_simulator/ack                     {\"session\",\"id\",\"level\",\"participant\"}   an ack as it pleases
+  POST   /_simulator/read-on-phone           {\"session\",\"chat\"}          the own phone reads a chat
+  POST   /_simulator/call                    {\"session\",\"from\",\"video\"}, then {\"session\",\"from\",\"id\",\"end\":\"accepted\"|\"rejected\"}
+  POST   /_simulator/group                   {\"session\",\"group\",\"subject\",\"participants\",\"change\",\"left\"}
+  POST   /_simulator/presence                {\"session\",\"chat\",\"participant\",\"presence\"}
+  POST   /_simulator/label                   {\"session\",\"label\":{\"id\",\"name\",\"color\"},\"chat\":[id,chat,on],\"deleted\":id}
+  POST   /_simulator/history                 {\"session\",\"chats\",\"count\",\"since\",\"by_phone_every\",\"told_at_once\"}
+  GET    /_simulator/conversation?session=NAME  the final truth of its chats
+  POST   /_simulator/lid                     {\"number\",\"learnt\"}         whether the lids API knows it
+  POST   /_simulator/file-lifetime           {\"seconds\"}                 how long files can be fetched
   POST   /_simulator/numbers                 {\"phone\",\"known\"}         WhatsApp knows a number as another, or (null) not at all
   POST   /_simulator/brakes                  {\"session\",\"timelock\":{\"until\"},\"capping\":{\"total\"}}   463 for new chats
   POST   /_simulator/repeats                 {\"show\"}                   whether a repeated id shows another bubble
@@ -210,7 +247,7 @@ impl Simulator {
         drop(rustls::crypto::ring::default_provider().install_default());
         let listener = std::net::TcpListener::bind(config.bind)?;
         let address = listener.local_addr()?;
-        let world = Arc::new(World::new(config)?);
+        let world = Arc::new(World::new(config, format!("http://{address}"))?);
         let server = http::serve(listener, Arc::clone(&world))?;
         let handle = server.handle();
         tokio::spawn(async move {

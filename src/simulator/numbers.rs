@@ -12,6 +12,8 @@ Recipients with a fate (any other number: delivered and read):
   +15550100007  replies about 1 s after reading
   +15550100008  delivered, but never acked
   +15550100009  delivered and read, acks under the @lid
+  +15550100010  sent (ack 1) and never acked beyond that, yet it replies
+  +15550100011  never acked at all, yet it replies
   +55119555501xx  Brazilian, registered without its ninth digit: check-exists answers 5511555501xx@c.us, and a send
                   to the number as it is written vanishes after ack 1";
 
@@ -63,6 +65,8 @@ pub(super) fn fate_of(chat: &str) -> Fate {
         "0007" => Fate { replies: true, ..READ },
         "0008" => Fate { last_ack: 0, ..READ },
         "0009" => Fate { lid_acks: true, ..READ },
+        "0010" => Fate { last_ack: 1, replies: true, ..READ },
+        "0011" => Fate { last_ack: 0, replies: true, ..READ },
         _ => READ,
     }
 }
@@ -91,6 +95,15 @@ pub(super) fn chat_id(given: &str) -> String {
         None => format!("{}@c.us", given.trim_start_matches('+')),
         Some((user, "s.whatsapp.net")) => format!("{user}@c.us"),
         Some(_) => given.to_owned(),
+    }
+}
+
+/// The chat or person under one name, whichever was given: by phone number where the hidden id has one.
+pub(super) fn canonical(given: &str) -> String {
+    let chat = chat_id(given);
+    match number_of(&chat).filter(|number| !number.is_empty()) {
+        Some(number) => format!("{number}@c.us"),
+        None => chat,
     }
 }
 

@@ -67,6 +67,14 @@ pub(super) enum Route {
     /// What WhatsApp forbids the account for now.
     Timelock,
     Capping,
+    Groups,
+    GroupCount,
+    Group(String),
+    GroupParticipants(String),
+    RefreshGroups,
+    RejectCall,
+    /// A file that came with a message, by its path below `/api/files/`.
+    File(String),
     Chats,
     Overview,
     Messages(String),
@@ -86,6 +94,8 @@ impl Route {
             Self::Edit(..) => "edit",
             Self::Revoke(..) => "revoke",
             Self::ReadChat(_) => "read",
+            Self::RejectCall => "call-reject",
+            Self::File(_) => "file",
             Self::CheckExists => "check-exists",
             Self::Message(..) => "message",
             Self::Messages(_) => "messages",
@@ -109,6 +119,8 @@ impl Route {
             }
             Self::ReadChat(chat) | Self::Messages(chat) => (Some(chat.clone()), None),
             Self::Reaction => (owned(call.text("chatId")), owned(call.text("messageId"))),
+            Self::File(path) => (None, Some(path.clone())),
+            Self::RejectCall => (owned(call.text("from")), owned(call.text("id"))),
             Self::CheckExists => (None, owned(call.parameter("phone"))),
             Self::Gesture("presence") => (owned(call.text("chatId")), owned(call.text("presence"))),
             _ => (owned(call.text("chatId")), None),
@@ -158,6 +170,7 @@ fn find_api(method: &str, segments: &[&str]) -> Option<Found> {
         ("GET", ["sessions", s, "timelock"]) => of(s, Route::Timelock, "/api/sessions/{session}/timelock"),
         ("GET", ["sessions", s, "capping"]) => of(s, Route::Capping, "/api/sessions/{session}/capping"),
         ("GET", ["contacts", "check-exists"]) => server(Route::CheckExists, "/api/contacts/check-exists"),
+        ("GET", ["files", s, name]) => of(s, Route::File(format!("{s}/{name}")), "/api/files/{session}/{file}"),
         ("PUT", ["reaction"]) => server(Route::Reaction, "/api/reaction"),
         ("POST", ["sendSeen"]) => server(Route::Gesture("sendSeen"), "/api/sendSeen"),
         ("POST", ["startTyping"]) => server(Route::Gesture("startTyping"), "/api/startTyping"),
@@ -194,6 +207,14 @@ fn find_of_session(method: &str, segments: &[&str]) -> Option<Found> {
         ("POST", ["presence"]) => found(Route::Gesture("presence"), "/api/{session}/presence"),
         ("GET", ["timelock"]) => found(Route::Timelock, "/api/{session}/timelock"),
         ("GET", ["capping"]) => found(Route::Capping, "/api/{session}/capping"),
+        ("GET", ["groups"]) => found(Route::Groups, "/api/{session}/groups"),
+        ("GET", ["groups", "count"]) => found(Route::GroupCount, "/api/{session}/groups/count"),
+        ("POST", ["groups", "refresh"]) => found(Route::RefreshGroups, "/api/{session}/groups/refresh"),
+        ("GET", ["groups", id]) => found(Route::Group((*id).to_owned()), "/api/{session}/groups/{id}"),
+        ("GET", ["groups", id, "participants", "v2"]) => {
+            found(Route::GroupParticipants((*id).to_owned()), "/api/{session}/groups/{id}/participants/v2")
+        }
+        ("POST", ["calls", "reject"]) => found(Route::RejectCall, "/api/{session}/calls/reject"),
         ("GET", ["chats"]) => found(Route::Chats, "/api/{session}/chats"),
         ("GET", ["chats", "overview"]) => found(Route::Overview, "/api/{session}/chats/overview"),
         ("GET", ["chats", chat, "messages"]) => {

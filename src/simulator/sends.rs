@@ -4,21 +4,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::Engine;
 use super::answers::{Answer, Failure};
 use super::content::{self, Missing};
+use super::deeds;
 use super::faults::Fault;
 use super::ids;
-use super::ledger::{Arrival, Mailbox, PostStart};
+use super::mailbox::{Arrival, Mailbox, More, PostStart};
 use super::numbers::{self, Fate};
 use super::routes::{Call, Route};
+use super::saying::{Naming, Writing};
 use super::session::{Session, Status};
 use super::shapes::Shape;
 use super::webhooks::{self, Event};
 use super::world::{World, lock};
+use super::writing;
 
 /// The calls that put a message on somebody's screen.
 pub(super) const ENDPOINTS: [(&str, &str); 9] = [
@@ -125,7 +127,10 @@ pub(super) async fn send(
     let Some(chat) = call.text("chatId") else {
         return type_error(&world, &call, "includes");
     };
-    let chat = numbers::chat_id(chat);
+    let named = numbers::chat_id(chat);
+    let chat = numbers::canonical(&named);
+    // A chat that is written to under its hidden id is told of under it, too.
+    let naming = Naming { lid: named != chat, ..Naming::default() };
     let said = match content::understand(&world, &session, kind, &call).await {
         Ok(said) => said,
         Err(Missing::Property(property)) => return type_error(&world, &call, property),
@@ -150,7 +155,7 @@ pub(super) async fn send(
             }
         });
     }
-    let (kind, text) = (said.kind, said.text);
+    let (kind, text, content) = (said.kind, said.text, said.content.map(Arc::new));
     let requested = call.text("id").filter(|id| !id.is_empty());
     let id = match requested {
         Some(id) if world.engine.honours_ids() && fault != Some(Fault::ForeignId) => id.to_owned(),
@@ -167,12 +172,13 @@ pub(super) async fn send(
             id: &id,
             kind,
             text: &text,
-            content: said.content.map(Arc::new),
+            content: content.clone(),
             from_me: true,
             seen: fate.seen,
             repeats_show: world.repeats_show.load(Ordering::Relaxed),
             at: now,
             ack: 0,
+            more: naming.lid.then(|| Box::new(More { naming, ..More::default() })),
         };
         let (index, fresh) = mailbox.arrive(&arrival);
         mailbox.post_made(post, index);
@@ -182,21 +188,16 @@ pub(super) async fn send(
     let me = session.me();
     let me = me.as_deref().map_or("", |me| me.id.as_str());
     let shape = Shape {
-        engine: world.engine,
-        me,
-        chat: &chat,
-        id: &id,
         kind,
-        text: &text,
-        from_me: true,
-        ack: 0,
-        timestamp: now.timestamp(),
+        naming,
+        content: content.as_deref(),
+        ..Shape::plain(world.engine, me, &chat, &id, &text, now.timestamp())
     };
     if fault != Some(Fault::Swallowed) {
         webhooks::emit(&world, &session, &[Event::MessageAny], &shape.wa_message());
         // A repeat is acked by the server again, and shown to nobody again.
         let fate = if fresh { fate } else { Fate { last_ack: fate.last_ack.min(1), replies: false, ..fate } };
-        if fate.last_ack > 0 || fate.refused {
+        if fate.last_ack > 0 || fate.refused || fate.replies {
             let life = life(Arc::clone(&world), Arc::clone(&session), index, fate, fault);
             drop(world.runtime.spawn(life));
         }
@@ -250,16 +251,18 @@ async fn life(world: Arc<World>, session: Arc<Session>, index: u32, fate: Fate, 
             let Some(entry) = mailbox.get(index) else { return };
             (Arc::clone(&entry.chat), format!("Reply to: {}", entry.text))
         };
-        receive(&world, &session, &chat, &text, None).await;
+        let id = ids::message_id(&world.chance);
+        let reply = Writing::text(&text);
+        deeds::happen(&world, &session, move |world, session| writing::write(world, session, &chat, &id, &reply));
     }
 }
 
-async fn acked(world: &Arc<World>, session: &Arc<Session>, index: u32, ack: i8, fate: Fate) -> bool {
+async fn acked(world: &Arc<World>, session: &Session, index: u32, ack: i8, fate: Fate) -> bool {
     if !session.alive().await {
         return false;
     }
     let me = session.me();
-    let payload = {
+    let payloads: Vec<(Event, String)> = {
         let mut mailbox = lock(&session.mailbox);
         mailbox.ack(index, ack);
         world.changed.send_replace(());
@@ -268,62 +271,26 @@ async fn acked(world: &Arc<World>, session: &Arc<Session>, index: u32, ack: i8, 
         }
         let Some(entry) = mailbox.get(index) else { return false };
         let me = me.as_deref().map_or("", |me| me.id.as_str());
-        let lid = numbers::number_of(&entry.chat).filter(|_| fate.lid_acks).map(|number| numbers::lid_of(&number));
         let shape = Shape::of(entry, world.engine, me);
-        let timelock = session.brakes().timelock.filter(|_| ack == -1);
-        Shape { ack, chat: lid.as_deref().unwrap_or(shape.chat), ..shape }.ack_payload(timelock.map(|lock| lock.until))
+        let naming = if fate.lid_acks { Naming { lid: true, ..shape.naming } } else { shape.naming };
+        let shape = Shape { ack, naming, ..shape };
+        // In a group whose participants are known, each of them has it and reads it for himself.
+        let group = mailbox.circles.groups.get(entry.chat.as_ref()).filter(|_| ack > 1);
+        match group {
+            Some(group) => {
+                let others = group.participants.keys().filter(|person| *person != me);
+                others.map(|person| (Event::MessageAckGroup, shape.ack_payload(None, Some(person)))).collect()
+            }
+            None => {
+                let timelock = session.brakes().timelock.filter(|_| ack == -1);
+                vec![(Event::MessageAck, shape.ack_payload(timelock.map(|lock| lock.until), None))]
+            }
+        }
     };
-    webhooks::emit(world, session, &[Event::MessageAck], &payload);
+    for (event, payload) in payloads {
+        webhooks::emit(world, session, &[event], &payload);
+    }
     true
-}
-
-/// Somebody writes to the session; waits while it is not WORKING. The message's bare id.
-pub(super) async fn receive(
-    world: &Arc<World>,
-    session: &Arc<Session>,
-    chat: &str,
-    text: &str,
-    id: Option<&str>,
-) -> Option<String> {
-    if !session.alive().await {
-        return None;
-    }
-    let now: DateTime<Utc> = world.now();
-    let id = id.map_or_else(|| ids::message_id(&world.chance), str::to_owned);
-    session.touch(now.timestamp_millis());
-    {
-        let mut mailbox = lock(&session.mailbox);
-        let sequence = world.next_sequence();
-        let arrival = Arrival {
-            sequence,
-            chat,
-            id: &id,
-            kind: "text",
-            text,
-            content: None,
-            from_me: false,
-            seen: true,
-            repeats_show: false,
-            at: now,
-            ack: 2,
-        };
-        let _known = mailbox.arrive(&arrival);
-    }
-    world.changed.send_replace(());
-    let me = session.me();
-    let shape = Shape {
-        engine: world.engine,
-        me: me.as_deref().map_or("", |me| me.id.as_str()),
-        chat,
-        id: &id,
-        kind: "text",
-        text,
-        from_me: false,
-        ack: 2,
-        timestamp: now.timestamp(),
-    };
-    webhooks::emit(world, session, &[Event::Message, Event::MessageAny], &shape.wa_message());
-    Some(id)
 }
 
 /// The third part of `true_111@c.us_3EB0…[_participant]`, or all of a bare id.

@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use super::brakes::{self, Brakes};
+use super::deeds::Deeds;
 use super::ids;
-use super::ledger::Mailbox;
-use super::numbers;
+use super::mailbox::Mailbox;
 use super::pairing::Passkey;
+pub(super) use super::status::{Me, Status};
 use super::troubles::Zombie;
 use super::webhooks::{self, Event, Hook};
 use super::world::{World, lock};
@@ -34,69 +35,13 @@ const LINKING: Duration = Duration::from_millis(1_200);
 /// From the first QR code to the scan that `auto_pair` makes.
 const AUTO_PAIR: Duration = Duration::from_secs(2);
 
-/// WAHA's session status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(super) enum Status {
-    Stopped,
-    Starting,
-    ScanQrCode,
-    PasskeyRequired,
-    PasskeyConfirmationRequired,
-    Working,
-    Failed,
-}
-
-impl Status {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stopped => "STOPPED",
-            Self::Starting => "STARTING",
-            Self::ScanQrCode => "SCAN_QR_CODE",
-            Self::PasskeyRequired => "PASSKEY_REQUIRED",
-            Self::PasskeyConfirmationRequired => "PASSKEY_CONFIRMATION_REQUIRED",
-            Self::Working => "WORKING",
-            Self::Failed => "FAILED",
-        }
-    }
-}
-
-/// The paired account.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Me {
-    pub id: String,
-    #[serde(rename = "pushName")]
-    pub push_name: &'static str,
-    pub lid: String,
-    #[serde(rename = "reachoutTimelock", skip_serializing_if = "Option::is_none")]
-    pub timelock: Option<Value>,
-    #[serde(rename = "messageCapping", skip_serializing_if = "Option::is_none")]
-    pub capping: Option<Value>,
-}
-
-impl Me {
-    /// The account with this number.
-    fn of(number: &str) -> Self {
-        Self {
-            id: format!("{number}@c.us"),
-            push_name: "Simulated",
-            lid: numbers::lid_of(number),
-            timelock: None,
-            capping: None,
-        }
-    }
-
-    fn number(&self) -> &str {
-        self.id.split('@').next().unwrap_or_default()
-    }
-}
-
 pub(super) struct Session {
     pub name: Arc<str>,
     /// One lifecycle call at a time.
     pub lifecycle: Arc<tokio::sync::Mutex<()>>,
     pub status: watch::Sender<Status>,
     pub mailbox: Arc<Mutex<Mailbox>>,
+    pub deeds: Deeds,
     deleted: AtomicBool,
     /// Whether `inner.zombie` is there; asked for each event.
     undead: AtomicBool,
@@ -118,6 +63,8 @@ struct Inner {
     activity: Option<i64>,
     store: bool,
     acks: bool,
+    /// Kinds of chats that are dropped at the source.
+    ignored: Arc<[&'static str]>,
     brakes: Brakes,
     /// WORKING in name only.
     zombie: Option<Zombie>,
@@ -166,6 +113,7 @@ impl Session {
         let session = Self {
             mailbox: world.mailbox(&name),
             lifecycle: Arc::default(),
+            deeds: Deeds::default(),
             status: watch::Sender::new(Status::Stopped),
             deleted: AtomicBool::new(false),
             undead: AtomicBool::new(false),
@@ -182,6 +130,7 @@ impl Session {
                 activity: None,
                 store: true,
                 acks: true,
+                ignored: Arc::from([]),
                 brakes: Brakes::default(),
                 zombie: None,
                 forgotten: world.sequence(),
@@ -200,7 +149,10 @@ impl Session {
         let metadata = at("/metadata").map(|metadata| Arc::from(metadata.to_string()));
         let store = world.engine != super::Engine::Noweb || flag("/noweb/store/enabled");
         let acks = world.engine != super::Engine::Webjs || flag("/webjs/tagsEventsOn");
+        let kinds = ["status", "groups", "channels", "broadcast"];
+        let ignored = kinds.into_iter().filter(|kind| flag(&format!("/ignore/{kind}"))).collect();
         let mut inner = lock(&self.inner);
+        inner.ignored = ignored;
         inner.hooks = hooks;
         inner.metadata = metadata;
         inner.store = store;
@@ -239,6 +191,11 @@ impl Session {
 
     pub fn has_acks(&self) -> bool {
         lock(&self.inner).acks
+    }
+
+    /// The kinds of chats that are dropped at the source: `status`, `groups`, `channels`, `broadcast`.
+    pub fn ignored(&self) -> Arc<[&'static str]> {
+        Arc::clone(&lock(&self.inner).ignored)
     }
 
     pub fn forgotten(&self) -> u64 {

@@ -1,11 +1,19 @@
 //! Messages as each engine writes them. The order of members is that of the captures.
 
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use std::borrow::Cow;
+
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Engine;
-use super::ledger::Entry;
+use super::content::Content;
+use super::mailbox::{Entry, More};
 use super::numbers;
+use super::raw::{self, Baileys, Webjs, WebjsData, Whatsmeow};
+use super::saying::Naming;
+
+/// The name of who says none.
+pub(super) const PEER: &str = "Peer";
 
 /// A message together with what its shape depends on.
 #[derive(Clone, Copy)]
@@ -13,7 +21,7 @@ pub(super) struct Shape<'a> {
     pub engine: Engine,
     /// The account's own chat id.
     pub me: &'a str,
-    /// The chat as it is named here (`…@c.us` or `…@lid`).
+    /// The chat, by phone number where that is known.
     pub chat: &'a str,
     pub id: &'a str,
     pub kind: &'a str,
@@ -22,10 +30,19 @@ pub(super) struct Shape<'a> {
     pub ack: i8,
     /// Seconds since 1970.
     pub timestamp: i64,
+    /// Which of a person's ids are told.
+    pub naming: Naming,
+    pub more: Option<&'a More>,
+    pub content: Option<&'a Content>,
+    /// `media` of WAHA's own form.
+    pub media: Option<&'a Value>,
+    /// Taken back: nothing of it is told any more.
+    pub revoked: bool,
 }
 
 impl<'a> Shape<'a> {
     pub fn of(entry: &'a Entry, engine: Engine, me: &'a str) -> Self {
+        let more = entry.more.as_deref();
         Self {
             engine,
             me,
@@ -34,18 +51,100 @@ impl<'a> Shape<'a> {
             kind: entry.kind,
             text: &entry.text,
             from_me: entry.from_me,
-            ack: entry.ack,
+            ack: if more.is_some_and(|more| more.stub) { -1 } else { entry.ack },
             timestamp: entry.at.timestamp(),
+            naming: more.map(|more| more.naming).unwrap_or_default(),
+            more,
+            content: entry.content.as_deref(),
+            media: None,
+            revoked: entry.revoked,
         }
+    }
+
+    /// A text without anything else, by nobody in particular.
+    pub fn plain(engine: Engine, me: &'a str, chat: &'a str, id: &'a str, text: &'a str, timestamp: i64) -> Self {
+        Self {
+            engine,
+            me,
+            chat,
+            id,
+            kind: "text",
+            text,
+            from_me: true,
+            ack: 0,
+            timestamp,
+            naming: Naming::default(),
+            more: None,
+            content: None,
+            media: None,
+            revoked: false,
+        }
+    }
+
+    /// Whether a browser runs WhatsApp Web.
+    pub fn is_browser(&self) -> bool {
+        matches!(self.engine, Engine::Webjs | Engine::Wpp)
+    }
+
+    pub fn is_group(&self) -> bool {
+        self.chat.ends_with("@g.us")
+    }
+
+    /// Whether its content is not known (yet, or any more).
+    pub fn is_empty(&self) -> bool {
+        self.revoked || self.more.is_some_and(|more| more.stub)
+    }
+
+    /// `id` as it is told here.
+    pub fn name_of<'b>(&self, id: &'b str) -> Cow<'b, str> {
+        match numbers::number_of(id).filter(|_| self.naming.lid && !id.ends_with("@lid")) {
+            Some(number) => Cow::Owned(numbers::lid_of(&number)),
+            None => Cow::Borrowed(id),
+        }
+    }
+
+    /// The other id of a person, where it is told.
+    pub fn other_name_of(&self, id: &str) -> Option<String> {
+        let told = self.naming.alternative.unwrap_or(self.engine == Engine::Gows || self.naming.lid);
+        let number = numbers::number_of(id).filter(|number| told && !number.is_empty())?;
+        Some(if self.naming.lid { format!("{number}@c.us") } else { numbers::lid_of(&number) })
+    }
+
+    pub fn chat_name(&self) -> Cow<'a, str> {
+        self.name_of(self.chat)
+    }
+
+    /// In groups: who wrote it.
+    pub fn participant(&self) -> Option<&'a str> {
+        let other = self.more.and_then(|more| more.participant.as_deref());
+        if self.is_group() { Some(if self.from_me { self.me } else { other.unwrap_or(self.me) }) } else { None }
+    }
+
+    pub fn participant_name(&self) -> Option<Cow<'a, str>> {
+        self.participant().map(|participant| self.name_of(participant))
+    }
+
+    pub fn push_name(&self) -> Option<&'a str> {
+        let name = self.more.and_then(|more| more.push_name.as_deref()).unwrap_or(PEER);
+        (!self.from_me && !name.is_empty()).then_some(name)
     }
 
     /// `true_111@c.us_3EB0…`, in groups with the participant.
     pub fn serialized_id(&self) -> String {
-        let Self { from_me, chat, id, .. } = self;
-        if chat.ends_with("@g.us") {
-            format!("{from_me}_{chat}_{id}_{}", self.me)
-        } else {
-            format!("{from_me}_{chat}_{id}")
+        let (from_me, chat, id) = (self.from_me, self.chat_name(), self.id);
+        match self.participant_name() {
+            Some(participant) => format!("{from_me}_{chat}_{id}_{participant}"),
+            None => format!("{from_me}_{chat}_{id}"),
+        }
+    }
+
+    /// `from` and `to` as this engine has them; by WAHA's source GOWS tells the participant of a group in `to` as well.
+    pub fn ends(&self) -> (Cow<'a, str>, Option<Cow<'a, str>>) {
+        let (chat, me) = (self.chat_name(), Cow::Borrowed(self.me));
+        match (self.is_browser(), self.from_me) {
+            (true, true) => (me, Some(chat)),
+            (true, false) => (chat, Some(me)),
+            (false, _) => (chat, self.participant_name().filter(|_| self.engine == Engine::Gows)),
         }
     }
 
@@ -54,14 +153,14 @@ impl<'a> Shape<'a> {
         let text = match self.engine {
             _ if anonymous => to_json(&Anonymous { ack: self.ack, message_timestamp: self.timestamp.to_string() }),
             Engine::Noweb if matches!(endpoint, "sendPoll" | "forwardMessage") => return self.wa_message(),
-            Engine::Noweb => to_json(&self.baileys()),
-            Engine::Gows => to_json(&GowsAnswer { id: self.serialized_id(), data: self.whatsmeow() }),
-            Engine::Webjs => to_json(&self.webjs()),
+            Engine::Noweb => to_json(&Baileys::of(self)),
+            Engine::Gows => to_json(&GowsAnswer { id: self.serialized_id(), data: Whatsmeow::of(self) }),
+            Engine::Webjs => to_json(&Webjs::of(self)),
             Engine::Wpp => to_json(&WppAnswer {
                 id: self.serialized_id(),
                 ack: self.ack,
                 from: self.me,
-                to: self.chat,
+                to: &self.chat_name(),
                 body: self.text,
                 from_me: self.from_me,
                 t: self.timestamp,
@@ -72,44 +171,43 @@ impl<'a> Shape<'a> {
 
     /// WAHA's own form: webhooks and reading back.
     pub fn wa_message(&self) -> String {
-        let browser = matches!(self.engine, Engine::Webjs | Engine::Wpp);
-        let (from, to) = match (browser, self.from_me) {
-            (true, true) => (self.me, Some(self.chat)),
-            (true, false) => (self.chat, Some(self.me)),
-            (false, _) => (self.chat, None),
-        };
+        let (from, to) = self.ends();
+        let by_phone = self.more.is_some_and(|more| more.app);
         let message = WaMessage {
             id: self.serialized_id(),
             timestamp: self.timestamp,
-            from,
+            from: &from,
             from_me: self.from_me,
-            source: if self.from_me { "api" } else { "app" },
-            to,
-            body: self.text,
-            has_media: self.has_media(),
-            media: None,
+            source: if self.from_me && !by_phone { "api" } else { "app" },
+            to: to.as_deref(),
+            participant: self.participant_name(),
+            body: self.body(),
+            has_media: self.has_media() && !self.is_empty(),
+            media: self.media.filter(|_| !self.is_empty()),
             ack: self.ack,
             ack_name: ack_name(self.ack),
-            location: None,
-            v_cards: None,
-            reply_to: None,
+            location: self.location(),
+            v_cards: self.cards(),
+            reply_to: self.reply(),
             data: match self.engine {
-                Engine::Noweb => Data::Baileys(self.baileys()),
-                Engine::Gows => Data::Whatsmeow(self.whatsmeow()),
-                Engine::Webjs | Engine::Wpp => Data::Webjs(self.webjs_data()),
+                Engine::Noweb => Data::Baileys(Box::new(Baileys::of(self))),
+                Engine::Gows => Data::Whatsmeow(Box::new(Whatsmeow::of(self))),
+                Engine::Webjs | Engine::Wpp => Data::Webjs(Box::new(WebjsData::of(self))),
             },
         };
         to_json(&message).unwrap_or_default()
     }
 
-    /// The payload of `message.ack`; an error under a timelock says until when.
-    pub fn ack_payload(&self, locked_until: Option<i64>) -> String {
-        let browser = matches!(self.engine, Engine::Webjs | Engine::Wpp);
+    /// The payload of `message.ack`, or of `message.ack.group` for one participant; an error under a timelock says until when.
+    pub fn ack_payload(&self, locked_until: Option<i64>, reader: Option<&str>) -> String {
+        let (from, to) = self.ends();
+        let reader = reader.map(|reader| self.name_of(reader));
+        let to = if self.engine == Engine::Gows { reader.clone() } else { to };
         let payload = AckPayload {
             id: self.serialized_id(),
-            from: if browser { self.me } else { self.chat },
-            to: browser.then_some(self.chat),
-            participant: None,
+            from: &from,
+            to: to.as_deref(),
+            participant: reader.as_deref(),
             from_me: self.from_me,
             ack: self.ack,
             ack_name: ack_name(self.ack),
@@ -124,82 +222,59 @@ impl<'a> Shape<'a> {
         to_json(&payload).unwrap_or_default()
     }
 
-    fn has_media(&self) -> bool {
+    pub fn has_media(&self) -> bool {
         matches!(self.kind, "image" | "file" | "voice" | "video")
     }
 
-    fn jid(&self) -> String {
-        match self.chat.strip_suffix("@c.us") {
-            Some(user) => format!("{user}@s.whatsapp.net"),
-            None => self.chat.to_owned(),
+    /// The words, as far as this engine finds some.
+    pub fn body(&self) -> Option<&'a str> {
+        let by_api = self.from_me && self.more.is_none_or(|more| !more.app);
+        if self.is_empty() {
+            return self.is_browser().then_some("");
         }
+        if self.kind == "text" || self.is_browser() || by_api {
+            return Some(self.text);
+        }
+        // These engines look for a text or a caption.
+        (self.has_media() && !self.text.is_empty()).then_some(self.text)
     }
 
-    fn baileys(&self) -> Baileys<'a> {
-        Baileys {
-            key: BaileysKey { remote_jid: self.jid(), from_me: self.from_me, id: self.id },
-            message: self.content(),
-            message_timestamp: self.timestamp.to_string(),
-            status: match self.ack {
-                -1 => "ERROR",
-                0 => "PENDING",
-                1 => "SERVER_ACK",
-                2 => "DELIVERY_ACK",
-                _ => "READ",
-            },
-            push_name: (!self.from_me).then_some("Peer"),
-        }
+    /// A member of what the kind has beyond text and file.
+    pub fn detail(&self, pointer: &str) -> Option<&'a Value> {
+        self.content.filter(|_| !self.is_empty())?.details.pointer(pointer)
     }
 
-    fn whatsmeow(&self) -> Whatsmeow<'a> {
-        let timestamp = chrono::DateTime::from_timestamp(self.timestamp, 0).unwrap_or_default();
-        let sender = if self.from_me { self.me.to_owned() } else { self.chat.to_owned() };
-        let alt = numbers::number_of(&sender).map(|number| numbers::lid_of(&number));
-        Whatsmeow {
-            info: WhatsmeowInfo {
-                chat: self.jid(),
-                sender: sender.replace("@c.us", "@s.whatsapp.net"),
-                is_from_me: self.from_me,
-                is_group: self.chat.ends_with("@g.us"),
-                sender_alt: alt.unwrap_or_default(),
-                id: self.id,
-                push_name: if self.from_me { "" } else { "Peer" },
-                timestamp: timestamp.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            },
-            message: self.content(),
-        }
+    fn location(&self) -> Option<Location<'a>> {
+        let degrees = |pointer: &str| self.detail(pointer).and_then(Value::as_f64).map(|degrees| degrees.to_string());
+        let text = |pointer: &str| self.detail(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
+        Some(Location {
+            latitude: degrees("/latitude")?,
+            longitude: degrees("/longitude")?,
+            live: false,
+            name: text("/title"),
+            address: text("/address"),
+        })
     }
 
-    fn webjs_data(&self) -> WebjsData<'a> {
-        WebjsData {
-            id: WebjsId { from_me: self.from_me, remote: self.chat, id: self.id, serialized: self.serialized_id() },
-            body: self.text,
-            kind: if self.kind == "text" { "chat" } else { self.kind },
-            t: self.timestamp,
-            from: if self.from_me { self.me } else { self.chat },
-            to: if self.from_me { self.chat } else { self.me },
-            ack: self.ack,
-        }
+    fn cards(&self) -> Option<Vec<Cow<'a, str>>> {
+        let cards = self.detail("/contacts").and_then(Value::as_array)?;
+        Some(cards.iter().map(raw::card).collect())
     }
 
-    fn webjs(&self) -> Webjs<'a> {
-        let data = self.webjs_data();
-        Webjs {
-            id: data.id.clone(),
-            ack: data.ack,
-            has_media: self.has_media(),
-            body: data.body,
-            kind: data.kind,
-            timestamp: data.t,
-            from: data.from,
-            to: data.to,
-            from_me: self.from_me,
-            data,
+    fn reply(&self) -> Option<ReplyTo<'a>> {
+        if self.is_empty() {
+            return None;
         }
-    }
-
-    fn content(&self) -> Content<'a> {
-        Content { kind: self.kind, text: self.text, from_me: self.from_me }
+        if let Some(reply) = self.more.and_then(|more| more.reply.as_ref()) {
+            return Some(ReplyTo {
+                id: &reply.id,
+                participant: reply.participant.as_deref().map(|participant| self.name_of(participant)),
+                body: reply.body.as_deref(),
+                has_media: false,
+            });
+        }
+        let id = super::sends::bare_id(self.detail("/reply_to").and_then(Value::as_str)?);
+        Some(ReplyTo { id, participant: None, body: None, has_media: false })
     }
 }
 
@@ -230,16 +305,40 @@ struct WaMessage<'a> {
     source: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a str>,
-    body: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    participant: Option<Cow<'a, str>>,
+    body: Option<&'a str>,
     has_media: bool,
-    media: Option<()>,
+    media: Option<&'a Value>,
     ack: i8,
     ack_name: &'a str,
-    location: Option<()>,
-    v_cards: Option<()>,
-    reply_to: Option<()>,
+    location: Option<Location<'a>>,
+    v_cards: Option<Vec<Cow<'a, str>>>,
+    reply_to: Option<ReplyTo<'a>>,
     #[serde(rename = "_data")]
     data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Location<'a> {
+    latitude: String,
+    longitude: String,
+    live: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReplyTo<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    participant: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+    has_media: bool,
 }
 
 #[derive(Serialize)]
@@ -270,28 +369,9 @@ struct AckError {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Data<'a> {
-    Baileys(Baileys<'a>),
-    Whatsmeow(Whatsmeow<'a>),
-    Webjs(WebjsData<'a>),
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Baileys<'a> {
-    key: BaileysKey<'a>,
-    message: Content<'a>,
-    message_timestamp: String,
-    status: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    push_name: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct BaileysKey<'a> {
-    remote_jid: String,
-    from_me: bool,
-    id: &'a str,
+    Baileys(Box<Baileys<'a>>),
+    Whatsmeow(Box<Whatsmeow<'a>>),
+    Webjs(Box<WebjsData<'a>>),
 }
 
 #[derive(Serialize)]
@@ -309,66 +389,6 @@ struct GowsAnswer<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Whatsmeow<'a> {
-    info: WhatsmeowInfo<'a>,
-    message: Content<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct WhatsmeowInfo<'a> {
-    chat: String,
-    sender: String,
-    is_from_me: bool,
-    is_group: bool,
-    sender_alt: String,
-    #[serde(rename = "ID")]
-    id: &'a str,
-    push_name: &'a str,
-    timestamp: String,
-}
-
-#[derive(Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct WebjsId<'a> {
-    from_me: bool,
-    remote: &'a str,
-    id: &'a str,
-    #[serde(rename = "_serialized")]
-    serialized: String,
-}
-
-#[derive(Serialize)]
-struct WebjsData<'a> {
-    id: WebjsId<'a>,
-    body: &'a str,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    t: i64,
-    from: &'a str,
-    to: &'a str,
-    ack: i8,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Webjs<'a> {
-    #[serde(rename = "_data")]
-    data: WebjsData<'a>,
-    id: WebjsId<'a>,
-    ack: i8,
-    has_media: bool,
-    body: &'a str,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    timestamp: i64,
-    from: &'a str,
-    to: &'a str,
-    from_me: bool,
-}
-
-#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WppAnswer<'a> {
     id: String,
@@ -378,45 +398,4 @@ struct WppAnswer<'a> {
     body: &'a str,
     from_me: bool,
     t: i64,
-}
-
-/// The protobuf's content: one member, named after the kind.
-struct Content<'a> {
-    kind: &'a str,
-    text: &'a str,
-    from_me: bool,
-}
-
-impl Serialize for Content<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        match (self.kind, self.from_me) {
-            ("text", true) => map.serialize_entry("extendedTextMessage", &One { name: "text", value: self.text })?,
-            ("text", false) => map.serialize_entry("conversation", self.text)?,
-            ("poll", _) => map.serialize_entry("pollCreationMessage", &One { name: "name", value: self.text })?,
-            ("location", _) => map.serialize_entry("locationMessage", &One { name: "name", value: self.text })?,
-            ("contact", _) => map.serialize_entry("contactMessage", &One { name: "displayName", value: self.text })?,
-            ("image", _) => map.serialize_entry("imageMessage", &One { name: "caption", value: self.text })?,
-            ("video", _) => map.serialize_entry("videoMessage", &One { name: "caption", value: self.text })?,
-            ("voice", _) => map.serialize_entry("audioMessage", &One { name: "mimetype", value: OGG })?,
-            _ => map.serialize_entry("documentMessage", &One { name: "caption", value: self.text })?,
-        }
-        map.end()
-    }
-}
-
-/// What WhatsApp takes for voice.
-const OGG: &str = "audio/ogg; codecs=opus";
-
-struct One<'a> {
-    name: &'a str,
-    value: &'a str,
-}
-
-impl Serialize for One<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        map.serialize_entry(self.name, self.value)?;
-        map.end()
-    }
 }

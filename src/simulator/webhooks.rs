@@ -13,58 +13,16 @@ use serde_json::Value;
 use sha2::Sha512;
 use tokio::sync::Semaphore;
 
+pub(super) use super::events::{EVENT_NAMES, Event};
 use super::faults::WebhookFate;
 use super::ids;
 use super::session::Session;
 use super::world::World;
 
-/// The events that are posted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
-    SessionStatus,
-    Message,
-    MessageAny,
-    MessageAck,
-    MessageReaction,
-    MessageEdited,
-    MessageRevoked,
-}
-
-impl Event {
-    const ALL: [Self; 7] = [
-        Self::SessionStatus,
-        Self::Message,
-        Self::MessageAny,
-        Self::MessageAck,
-        Self::MessageReaction,
-        Self::MessageEdited,
-        Self::MessageRevoked,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SessionStatus => "session.status",
-            Self::Message => "message",
-            Self::MessageAny => "message.any",
-            Self::MessageAck => "message.ack",
-            Self::MessageReaction => "message.reaction",
-            Self::MessageEdited => "message.edited",
-            Self::MessageRevoked => "message.revoked",
-        }
-    }
-
-    fn bit(self) -> u8 {
-        1 << (self as u8)
-    }
-}
-
-/// Names WAHA accepts in a webhook's `events`.
-pub(super) const EVENT_NAMES: &str = "session.status, message, message.reaction, message.any, message.ack, message.ack.group, message.waiting, message.revoked, message.edited, state.change, group.join, group.leave, group.v2.join, group.v2.leave, group.v2.update, group.v2.participants, presence.update, poll.vote, poll.vote.failed, chat.archive, call.received, call.accepted, call.rejected, label.upsert, label.deleted, label.chat.added, label.chat.deleted, event.response, event.response.failed, engine.event, *";
-
 /// One webhook of one session's configuration.
 pub(super) struct Hook {
     url: Url,
-    wanted: u8,
+    wanted: u32,
     key: Option<Hmac<Sha512>>,
     headers: HeaderMap,
     retries: Retries,
@@ -157,18 +115,26 @@ pub(super) fn sign(key: &Hmac<Sha512>, body: &[u8]) -> String {
 
 /// Posts one happening under each of `events`; one happening has one event id, whatever its names.
 pub(super) fn emit(world: &Arc<World>, session: &Session, events: &[Event], payload: &str) {
+    for delivery in deliveries(world, session, events, payload) {
+        drop(world.runtime.spawn(delivery.run(Arc::clone(world))));
+    }
+}
+
+/// What [`emit`] posts, for whoever posts it himself.
+pub(super) fn deliveries(world: &World, session: &Session, events: &[Event], payload: &str) -> Vec<Arc<Delivery>> {
     let sender = session.sender();
     if sender.hooks.is_empty() || world.is_stopped() {
-        return;
+        return Vec::new();
     }
     // What WAHA itself tells goes out all the same.
     if session.is_undead() && events != [Event::SessionStatus] {
-        return;
+        return Vec::new();
     }
     let now = world.now();
     let timestamp = now.timestamp_millis();
     let id = ids::ulid(now, &world.chance);
-    for event in events {
+    let mut all = Vec::new();
+    for event in events.iter().filter(|event| event.is_told_by(world.engine)) {
         if !sender.hooks.iter().any(|hook| hook.wanted & event.bit() != 0) {
             continue;
         }
@@ -187,15 +153,14 @@ pub(super) fn emit(world: &Arc<World>, session: &Session, events: &[Event], payl
         for hook in sender.hooks.iter().filter(|hook| hook.wanted & event.bit() != 0) {
             let fate = world.faults.webhook(name, &world.chance);
             let delivery = Arc::new(Delivery::new(world, Arc::clone(hook), body.clone(), timestamp, fate));
-            for _ in 0..fate.copies {
-                world.runtime.spawn(Arc::clone(&delivery).run(Arc::clone(world)));
-            }
+            all.extend(std::iter::repeat_n(delivery, usize::from(fate.copies)));
         }
     }
+    all
 }
 
 /// One event on its way to one URL: the same bytes and ids in every attempt. Small, since thousands may wait.
-struct Delivery {
+pub(super) struct Delivery {
     hook: Arc<Hook>,
     body: Bytes,
     request_id: String,
@@ -227,9 +192,12 @@ impl Delivery {
         headers
     }
 
-    async fn run(self: Arc<Self>, world: Arc<World>) {
+    pub async fn run(self: Arc<Self>, world: Arc<World>) {
         if !self.fate.delay.is_zero() {
             world.clock.sleep(self.fate.delay).await;
+        }
+        if !self.fate.late.is_zero() {
+            world.pause(self.fate.late).await;
         }
         for attempt in 1..=self.hook.retries.attempts.saturating_add(1) {
             if world.epoch() != self.epoch {

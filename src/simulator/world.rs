@@ -1,6 +1,6 @@
 //! What one simulator holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,8 +13,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::faults::Faults;
+use super::files::Files;
 use super::ids;
-use super::ledger::Mailbox;
+use super::mailbox::Mailbox;
 use super::numbers::{self, Fate};
 use super::session::{Session, Status};
 use super::storage::{Runs, Storage};
@@ -38,6 +39,9 @@ pub(super) struct World {
     pub runtime: Handle,
     pub poster: reqwest::Client,
     pub faults: Faults,
+    /// Files that came with messages, and where this server is to be asked for them.
+    pub files: Files,
+    pub base_url: String,
     pub troubles: Troubles,
     /// Where pairings are kept, and our number there.
     pub storage: Storage,
@@ -54,12 +58,15 @@ pub(super) struct World {
     book: RwLock<HashMap<String, Option<String>>>,
     mailboxes: RwLock<HashMap<Arc<str>, Arc<Mutex<Mailbox>>>>,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Numbers whose hidden id WAHA has not learnt.
+    unlearnt: RwLock<HashSet<String>>,
     started_at: AtomicI64,
     down_until: AtomicI64,
     epoch: AtomicU64,
     sequence: AtomicU64,
     ticks: AtomicU64,
     last_request_id: AtomicU64,
+    last_moment: AtomicI64,
 }
 
 #[derive(Serialize)]
@@ -78,7 +85,7 @@ struct Worker {
 }
 
 impl World {
-    pub fn new(config: SimulatorConfig) -> io::Result<Self> {
+    pub fn new(config: SimulatorConfig, base_url: String) -> io::Result<Self> {
         let environment = Environment {
             version: &config.version,
             engine: config.engine,
@@ -107,6 +114,8 @@ impl World {
             runtime: Handle::current(),
             poster,
             faults: Faults::default(),
+            files: Files::default(),
+            base_url,
             troubles: Troubles::default(),
             server: config.storage.admit(),
             storage: config.storage,
@@ -119,11 +128,13 @@ impl World {
             book: RwLock::default(),
             mailboxes: RwLock::default(),
             gates: Mutex::default(),
+            unlearnt: RwLock::default(),
             down_until: AtomicI64::new(0),
             epoch: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
             last_request_id: AtomicU64::new(0),
+            last_moment: AtomicI64::new(0),
         })
     }
 
@@ -131,9 +142,14 @@ impl World {
         self.clock.now()
     }
 
+    /// How long here is what is `real` for WAHA.
+    pub fn scaled(&self, real: Duration) -> Duration {
+        real.div_f64(self.time_scale)
+    }
+
     /// Waits what takes WAHA `real`.
     pub async fn pause(&self, real: Duration) {
-        let scaled = real.div_f64(self.time_scale);
+        let scaled = self.scaled(real);
         // The timer counts milliseconds; less than one is no wait.
         if scaled >= Duration::from_micros(500) {
             self.clock.sleep(scaled).await;
@@ -166,6 +182,14 @@ impl World {
         ids::request_id(last.saturating_add(1).max(now))
     }
 
+    /// Milliseconds since 1970, never the same twice: what people do one after the other has its order in them.
+    pub fn next_moment(&self) -> i64 {
+        let now = self.now().timestamp_millis();
+        let next = |last: i64| Some(last.saturating_add(1).max(now));
+        let last = self.last_moment.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(0);
+        last.saturating_add(1).max(now)
+    }
+
     pub fn sessions(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Arc<Session>>> {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,6 +216,22 @@ impl World {
     pub fn registered(&self, digits: &str) -> Option<String> {
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
         book.get(digits).map_or_else(|| numbers::registered(digits), Clone::clone)
+    }
+
+    /// Whether WAHA has learnt the hidden id of this number.
+    pub fn learn_lid(&self, digits: &str, learnt: bool) {
+        let mut unlearnt = self.unlearnt.write().unwrap_or_else(PoisonError::into_inner);
+        if learnt {
+            unlearnt.remove(digits);
+        } else {
+            unlearnt.insert(digits.to_owned());
+        }
+    }
+
+    /// Whether WAHA can tell the one id of this number's owner from the other.
+    pub fn knows_lid(&self, digits: &str) -> bool {
+        let unlearnt = self.unlearnt.read().unwrap_or_else(PoisonError::into_inner);
+        !unlearnt.contains(digits) && self.registered(digits).is_some_and(|known| known == digits)
     }
 
     /// The fate of messages to `chat`.

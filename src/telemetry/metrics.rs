@@ -54,7 +54,10 @@ fn describe() {
     );
     crate::broker::describe_metrics();
     crate::delivery::describe_metrics();
+    crate::retention::describe_metrics();
+    crate::ingest::gap_fill::describe_metrics();
     crate::sessions::liveness::describe_metrics();
+    crate::media::arrivals::describe_metrics();
 }
 
 /// Everything recorded so far, as Prometheus reads it.

@@ -214,15 +214,26 @@ impl WahaClient {
         let call = self
             .request(server, Method::GET, &["api", session, "chats", chat_id, "messages", id])
             .query("downloadMedia", "false");
-        let answer = call.exchange().await?;
-        if answer.status.is_success() {
-            return optional(&answer.body, WahaMessage::from_value);
-        }
-        match CallError::from_answer(answer.status, &answer.body) {
-            // A missing session answers 404 as well, and says nothing about the message.
-            CallError::NotFound if is_missing_message(&answer.body) => Ok(None),
-            error => Err(error),
-        }
+        one_message(call).await
+    }
+
+    /// [`WahaClient::message_by_id`], after the server has fetched the message's file from WhatsApp anew; `within` bounds it.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn message_with_media(
+        &self,
+        server: &Server,
+        session: &str,
+        chat_id: &str,
+        id: &str,
+        within: Duration,
+    ) -> Result<Option<WahaMessage>, CallError> {
+        let call = self
+            .request(server, Method::GET, &["api", session, "chats", chat_id, "messages", id])
+            .query("downloadMedia", "true")
+            .timeout(within);
+        one_message(call).await
     }
 
     /// Messages of a chat, or of all chats with `chat_id` `all` on engines that can.
@@ -236,6 +247,18 @@ impl WahaClient {
         chat_id: &str,
         filter: &MessageFilter,
     ) -> Result<Vec<WahaMessage>, CallError> {
+        let rows = self.message_rows(server, session, chat_id, filter).await?;
+        Ok(rows.into_iter().filter_map(WahaMessage::from_value).collect())
+    }
+
+    /// The same, unread.
+    pub(super) async fn message_rows(
+        &self,
+        server: &Server,
+        session: &str,
+        chat_id: &str,
+        filter: &MessageFilter,
+    ) -> Result<Vec<Value>, CallError> {
         let call = self
             .request(server, Method::GET, &["api", session, "chats", chat_id, "messages"])
             .query("downloadMedia", "false")
@@ -252,7 +275,7 @@ impl WahaClient {
             Some(value) => call.query(name, &value),
             None => call,
         });
-        list(&call.ok().await?, WahaMessage::from_value)
+        list(&call.ok().await?, Some)
     }
 
     /// Whether a number (digits only) has WhatsApp. WhatsApp limits how often this may be asked.
@@ -350,9 +373,35 @@ impl WahaClient {
         id: &str,
         participant: Option<&str>,
     ) -> Result<(), CallError> {
+        self.mark_all_read(server, session, chat_id, &[id], participant).await
+    }
+
+    /// As [`WahaClient::mark_read`], for several messages of one chat and, in a group, of one sender.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn mark_all_read(
+        &self,
+        server: &Server,
+        session: &str,
+        chat_id: &str,
+        ids: &[&str],
+        participant: Option<&str>,
+    ) -> Result<(), CallError> {
         let call = self
             .request(server, Method::POST, &["api", "sendSeen"])
-            .json(&json!({"session": session, "chatId": chat_id, "messageIds": [id], "participant": participant}))?;
+            .json(&json!({"session": session, "chatId": chat_id, "messageIds": ids, "participant": participant}))?;
+        call.ok().await.map(drop)
+    }
+
+    /// Turns a call down.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn reject_call(&self, server: &Server, session: &str, from: &str, id: &str) -> Result<(), CallError> {
+        let call = self
+            .request(server, Method::POST, &["api", session, "calls", "reject"])
+            .json(&json!({"from": from, "id": id}))?;
         call.ok().await.map(drop)
     }
 
@@ -410,6 +459,18 @@ impl WahaClient {
     }
 }
 
+async fn one_message(call: Call) -> Result<Option<WahaMessage>, CallError> {
+    let answer = call.exchange().await?;
+    if answer.status.is_success() {
+        return optional(&answer.body, WahaMessage::from_value);
+    }
+    match CallError::from_answer(answer.status, &answer.body) {
+        // A missing session answers 404 as well, and says nothing about the message.
+        CallError::NotFound if is_missing_message(&answer.body) => Ok(None),
+        error => Err(error),
+    }
+}
+
 fn is_missing_message(body: &[u8]) -> bool {
     let message = serde_json::from_slice::<Value>(body).ok();
     message.as_ref().and_then(|body| text(body, "/message")).is_some_and(|text| text.starts_with("Message "))
@@ -431,7 +492,7 @@ fn optional<T>(body: &[u8], read: impl FnOnce(Value) -> Option<T>) -> Result<Opt
 }
 
 /// A list; entries that cannot be read are left out.
-fn list<T>(body: &[u8], read: impl Fn(Value) -> Option<T>) -> Result<Vec<T>, CallError> {
+pub(super) fn list<T>(body: &[u8], read: impl Fn(Value) -> Option<T>) -> Result<Vec<T>, CallError> {
     match json_of(body)? {
         Value::Array(entries) => Ok(entries.into_iter().filter_map(read).collect()),
         _ => Err(CallError::BadAnswer("not a list")),

@@ -199,6 +199,19 @@ impl Call {
         task.await.unwrap_or(Err(NoAnswer::Stopping))
     }
 
+    /// Makes the call and waits for the head of the answer only. Read its body on the process-wide runtime.
+    pub(super) async fn begin(self) -> Result<reqwest::Response, CallError> {
+        let Self { client, method, url, mut headers, timeout, .. } = self;
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let http = client.http;
+        metrics::counter!("switchboard_waha_calls_total", "method" => method_label(&method)).increment(1);
+        let task = client
+            .handle
+            .spawn(async move { http.request(method, url).headers(headers).timeout(timeout).send().await });
+        let answer = task.await.map_err(|_| CallError::Stopping)?;
+        answer.map_err(|error| CallError::from_transport(&error))
+    }
+
     /// Makes the call; any status but 2xx is an error.
     pub(super) async fn ok(self) -> Result<Bytes, CallError> {
         let answer = self.exchange().await?;

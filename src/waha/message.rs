@@ -59,8 +59,59 @@ pub struct WahaMessage {
     pub reply_to: Option<String>,
     /// Where an own message was written.
     pub source: Option<Source>,
+    /// What it says beyond its text.
+    pub beyond: Beyond,
+    /// Whether it was taken back: what is read back of it is an empty shell.
+    pub revoked: bool,
+    /// Reactions to it, where the engine keeps them with the message.
+    pub reactions: Vec<KeptReaction>,
     /// Everything as WAHA told it.
     pub raw: Value,
+}
+
+/// What a message says beyond text and file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Beyond {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A place.
+    Place {
+        /// Degrees north.
+        latitude: f64,
+        /// Degrees east.
+        longitude: f64,
+        /// What it is called.
+        name: Option<String>,
+    },
+    /// Cards of people, as vCards.
+    Cards(Vec<String>),
+    /// A question with options.
+    Poll {
+        /// The question.
+        question: String,
+        /// What can be chosen.
+        options: Vec<String>,
+        /// Whether more than one may be chosen.
+        multiple: bool,
+    },
+}
+
+/// A reaction that the engine keeps with its message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeptReaction {
+    /// Who reacted; `None`: the session's own account.
+    pub person: Option<String>,
+    /// The emoji; empty when it was taken back.
+    pub emoji: String,
+    /// When.
+    pub timestamp: Option<DateTime<Utc>>,
+}
+
+impl fmt::Debug for KeptReaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptReaction(…)")
+    }
 }
 
 impl fmt::Debug for WahaMessage {
@@ -106,6 +157,9 @@ impl WahaMessage {
                 Some("app") => Some(Source::App),
                 _ => None,
             },
+            beyond: Beyond::read(&raw),
+            revoked: is_revoked(&raw),
+            reactions: kept_reactions(&raw, &chat_id),
             bare_id,
             chat_id,
             sender,
@@ -113,6 +167,94 @@ impl WahaMessage {
             raw,
         })
     }
+
+    /// Whether it is a message that could not be decrypted (yet): its content may follow under the same id.
+    #[must_use]
+    pub fn is_stub(&self) -> bool {
+        self.ack == Some(-1) && !self.from_me && !self.has_content()
+    }
+
+    /// Whether it says anything.
+    #[must_use]
+    pub fn has_content(&self) -> bool {
+        self.body.is_some() || self.has_media || self.beyond != Beyond::Nothing
+    }
+}
+
+impl Beyond {
+    fn read(raw: &Value) -> Self {
+        if let Some(place) = raw.get("location").filter(|place| place.is_object()) {
+            let degrees = |name: &str| place.get(name).and_then(number);
+            if let (Some(latitude), Some(longitude)) = (degrees("latitude"), degrees("longitude")) {
+                let name = first_text(place, &["/name", "/description", "/address"]).map(str::to_owned);
+                return Self::Place { latitude, longitude, name };
+            }
+        }
+        let cards: Vec<String> = raw
+            .get("vCards")
+            .and_then(Value::as_array)
+            .map(|cards| cards.iter().filter_map(|card| card.as_str().map(str::to_owned)).collect())
+            .unwrap_or_default();
+        if cards.is_empty() { poll(raw).unwrap_or_default() } else { Self::Cards(cards) }
+    }
+}
+
+/// A number written as one or as text.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|number| number.is_finite())
+}
+
+/// The poll in the engine's own form of a message.
+fn poll(raw: &Value) -> Option<Beyond> {
+    let content = raw.pointer("/_data/message").or_else(|| raw.pointer("/_data/Message"));
+    let created = content.and_then(|content| {
+        ["pollCreationMessage", "pollCreationMessageV2", "pollCreationMessageV3", "pollCreationMessageV4"]
+            .into_iter()
+            .find_map(|name| content.get(name))
+    });
+    let (question, options, multiple) = match created {
+        Some(poll) => {
+            let choices = poll.get("selectableOptionsCount").and_then(whole);
+            (text(poll, "/name")?, poll.get("options"), choices != Some(1))
+        }
+        // Browser engines.
+        None => {
+            let data = raw.get("_data")?;
+            let one = data.get("pollSelectableOptionsCount").and_then(whole) == Some(1);
+            (text(data, "/pollName")?, data.get("pollOptions"), !one)
+        }
+    };
+    let name = |option: &Value| first_text(option, &["/optionName", "/name"]).or(option.as_str()).map(str::to_owned);
+    Some(Beyond::Poll {
+        question: question.to_owned(),
+        options: options.and_then(Value::as_array).into_iter().flatten().filter_map(name).collect(),
+        multiple,
+    })
+}
+
+/// Whether an engine's store shows the message as one that was taken back.
+fn is_revoked(raw: &Value) -> bool {
+    /// Baileys' and whatsapp-web.js' names of it.
+    const REVOKE_STUB: i64 = 1;
+    raw.pointer("/_data/messageStubType").is_some_and(|stub| whole(stub) == Some(REVOKE_STUB) || stub == "REVOKE")
+        || raw.pointer("/_data/IsRevoked").and_then(Value::as_bool) == Some(true)
+        || raw.pointer("/_data/type").is_some_and(|kind| kind == "revoked")
+}
+
+fn kept_reactions(raw: &Value, chat_id: &str) -> Vec<KeptReaction> {
+    let kept = raw.pointer("/_data/reactions").and_then(Value::as_array);
+    kept.into_iter()
+        .flatten()
+        .map(|reaction| {
+            let own = reaction.pointer("/key/fromMe").and_then(Value::as_bool) == Some(true);
+            let person = first_text(reaction, &["/key/participant", "/key/remoteJid"]).unwrap_or(chat_id);
+            KeptReaction {
+                person: (!own).then(|| self::person(person)),
+                emoji: text(reaction, "/text").unwrap_or_default().to_owned(),
+                timestamp: reaction.get("senderTimestampMs").and_then(seconds),
+            }
+        })
+        .collect()
 }
 
 fn read_media(media: &Value) -> Option<Media> {
@@ -139,7 +281,8 @@ pub(super) fn from_me(raw: &Value) -> bool {
 /// The chat a message, ack or reaction belongs to: of own ones `to`, else `from`.
 pub(super) fn chat_of_message(raw: &Value, from_me: bool) -> Option<String> {
     let (to, from) = (text(raw, "/to"), text(raw, "/from"));
-    let said = if from_me { to.or(from) } else { from };
+    // In groups GOWS has the participant as `to`.
+    let said = if from_me && !from.is_some_and(|from| from.ends_with("@g.us")) { to.or(from) } else { from };
     said.or_else(|| raw.get("id").and_then(id::serialized).and_then(id::chat_of))
         .or_else(|| first_text(raw, &["/key/remoteJid", "/_data/key/remoteJid", "/_data/Info/Chat"]))
         .map(person)

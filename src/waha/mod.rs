@@ -13,10 +13,13 @@ mod client;
 mod engine;
 mod error;
 mod features;
+mod files;
+mod happenings;
 mod id;
 mod message;
 mod outgoing;
 mod passkey;
+mod read_back;
 mod send;
 mod session;
 mod surrogates;
@@ -27,11 +30,16 @@ pub use client::{Server, Timeouts, WahaClient};
 pub use engine::{Engine, SessionStatus, UnknownEngine};
 pub use error::CallError;
 pub use features::Limitation;
+pub use files::{FileAddress, FileAnswer, FilePath};
+pub use happenings::{
+    CallStage, GroupChange, GroupHappening, GroupMember, GroupRole, IncomingCall, LabelChange, Presence, Vote,
+};
 pub use id::{bare_id, chat_of, new_message_id};
-pub use message::{Media, Source, WahaMessage};
+pub use message::{Beyond, KeptReaction, Media, Source, WahaMessage};
 pub use outgoing::{
     ContactCard, FileSource, ForwardMessage, MediaFile, MediaKind, Outgoing, Poll, SendContacts, SendLocation,
     SendMedia, SendPoll, SendText, endpoint_of,
 };
+pub use read_back::{ChatOverview, MessagePage};
 pub use send::{NotSent, RefusalCode, SendOutcome, Unknown};
 pub use session::{Me, Proxy, Restriction, SessionInfo, SessionSpec, WEBHOOK_EVENTS};

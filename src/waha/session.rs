@@ -12,7 +12,7 @@ use super::engine::{Engine, SessionStatus};
 use super::message::{milliseconds, person, seconds, text};
 
 /// The events the gateway asks WAHA for.
-pub const WEBHOOK_EVENTS: [&str; 7] = [
+pub const WEBHOOK_EVENTS: [&str; 20] = [
     "session.status",
     "message.any",
     "message.ack",
@@ -20,6 +20,19 @@ pub const WEBHOOK_EVENTS: [&str; 7] = [
     "message.reaction",
     "message.edited",
     "message.revoked",
+    "poll.vote",
+    "call.received",
+    "call.accepted",
+    "call.rejected",
+    "group.v2.join",
+    "group.v2.leave",
+    "group.v2.update",
+    "group.v2.participants",
+    "presence.update",
+    "label.upsert",
+    "label.deleted",
+    "label.chat.added",
+    "label.chat.deleted",
 ];
 
 /// Where a session's connection to WhatsApp goes through. `Debug` shows nothing of it.
@@ -251,9 +264,14 @@ impl SessionInfo {
     }
 }
 
-/// Whether `actual` says all that `wanted` says.
+/// Whether `actual` says all that `wanted` says. Lists of names (the events) are sets: their order is WAHA's own affair.
 fn holds(actual: &Value, wanted: &Value) -> bool {
     match (actual, wanted) {
+        (Value::Array(actual), Value::Array(wanted))
+            if !wanted.is_empty() && actual.iter().chain(wanted).all(Value::is_string) =>
+        {
+            wanted.iter().all(|name| actual.contains(name)) && actual.iter().all(|name| wanted.contains(name))
+        }
         (Value::Object(actual), Value::Object(wanted)) => wanted.iter().all(|(name, wanted)| {
             actual
                 .get(name)
@@ -301,7 +319,9 @@ mod tests {
                 json!([{
                     "url": "http://gateway:8080/hooks/waha/1",
                     "events": ["session.status", "message.any", "message.ack", "message.ack.group", "message.reaction",
-                        "message.edited", "message.revoked"],
+                        "message.edited", "message.revoked", "poll.vote", "call.received", "call.accepted", "call.rejected",
+                        "group.v2.join", "group.v2.leave", "group.v2.update", "group.v2.participants", "presence.update",
+                        "label.upsert", "label.deleted", "label.chat.added", "label.chat.deleted"],
                     "hmac": {"key": "hmac-key-of-the-session"},
                     "retries": {"policy": "exponential", "delaySeconds": 2, "attempts": 12},
                 }])
@@ -339,6 +359,14 @@ mod tests {
         config["noweb"]["markOnline"] = json!(true);
         config["debug"] = json!(false);
         assert!(info(config.clone()).matches(&spec));
+        config["webhooks"][0]["events"].as_array_mut().unwrap().reverse();
+        assert!(info(config.clone()).matches(&spec), "events have no order");
+        let mut fewer = config.clone();
+        fewer["webhooks"][0]["events"].as_array_mut().unwrap().pop();
+        assert!(!info(fewer).matches(&spec), "an event is missing");
+        let mut more = config.clone();
+        more["webhooks"][0]["events"].as_array_mut().unwrap().push(json!("message"));
+        assert!(!info(more).matches(&spec), "each message would be told twice");
         config["webhooks"][0]["hmac"]["key"] = json!("another");
         assert!(!info(config).matches(&spec));
         assert!(!info(Value::Null).matches(&spec));

@@ -14,6 +14,7 @@ use serde_json::Value;
 use sha2::Sha512;
 
 use super::engine::{Engine, SessionStatus};
+use super::happenings::{CallStage, GroupChange, IncomingCall, LabelChange, Presence, Vote};
 use super::id;
 use super::message::{WahaMessage, ack, chat_of_message, first_text, from_me, milliseconds, person, seconds, text};
 use super::session::{Me, Restriction};
@@ -62,26 +63,47 @@ pub fn session_name(body: &[u8]) -> Option<Peek<'_>> {
     serde_json::from_slice(body).ok()
 }
 
-/// Whether `body`, an event named `event`, only says that the engine has a message that was handed to it through its API, and
-/// WhatsApp not yet. Where the gateway chose the message's id, it knows that already.
+/// What an event tells of, as far as it has to be known before the event is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// It only says that the engine has a message that was handed to it through its API, and WhatsApp not yet. Where the gateway
+    /// chose the message's id, it knows that already.
+    pub is_pending_echo: bool,
+    /// When the message was written that it tells of.
+    pub written_at: Option<DateTime<Utc>>,
+}
+
+/// Looks at `body`, an event named `event`.
 #[must_use]
-pub fn is_pending_echo(event: &str, body: &[u8]) -> bool {
+pub fn glance(event: &str, body: &[u8]) -> Glance {
     #[derive(Deserialize)]
-    struct Echo<'a> {
+    struct Told<'a> {
         #[serde(borrow)]
         payload: Payload<'a>,
     }
     #[derive(Deserialize)]
     struct Payload<'a> {
-        #[serde(rename = "fromMe")]
+        #[serde(rename = "fromMe", default)]
         from_me: bool,
-        #[serde(borrow)]
-        source: Cow<'a, str>,
-        ack: i64,
+        #[serde(borrow, default)]
+        source: Option<Cow<'a, str>>,
+        #[serde(default)]
+        ack: Option<i64>,
+        #[serde(default)]
+        timestamp: Value,
     }
-    event == "message.any"
-        && serde_json::from_slice(body)
-            .is_ok_and(|Echo { payload }: Echo<'_>| payload.from_me && payload.source == "api" && payload.ack == 0)
+    if !matches!(event, "message.any" | "message") {
+        return Glance::default();
+    }
+    // What is not written as usual is read whole, later.
+    let Ok(Told { payload }) = serde_json::from_slice::<Told<'_>>(body) else { return Glance::default() };
+    Glance {
+        is_pending_echo: event == "message.any"
+            && payload.from_me
+            && payload.source.as_deref() == Some("api")
+            && payload.ack == Some(0),
+        written_at: seconds(&payload.timestamp),
+    }
 }
 
 /// Why a body is not an event.
@@ -129,6 +151,20 @@ pub enum Payload {
     Edited(Edited),
     /// A message was taken back.
     Revoked(Revoked),
+    /// A message is there and cannot be decrypted yet.
+    Waiting(Box<WahaMessage>),
+    /// Somebody voted in a poll.
+    Vote(Vote),
+    /// Somebody calls.
+    Call(IncomingCall),
+    /// A group changed.
+    Group(GroupChange),
+    /// Somebody is online, or typing.
+    Presence(Presence),
+    /// A label changed, or its place on a chat.
+    Label(LabelChange),
+    /// Something that needs no attention, such as a vote that could not be decrypted.
+    Unimportant,
     /// Something this client does not follow.
     Other {
         /// The event's name.
@@ -186,7 +222,7 @@ pub struct Reaction {
 pub struct Edited {
     /// The message that was changed.
     pub bare_id: String,
-    /// The change: its body is the new text.
+    /// The change: its body is the new text, and its id its own, but for browser engines, which repeat the message's.
     pub message: Box<WahaMessage>,
 }
 
@@ -251,8 +287,33 @@ impl Payload {
                 })
             }
             "message.revoked" => Self::Revoked(Revoked::read(&payload)?),
-            _ => Self::Other { event: event.to_owned() },
+            "message.waiting" => Self::Waiting(Box::new(message(payload)?)),
+            "poll.vote" => Self::Vote(Vote::read(&payload).ok_or(WebhookError::Missing("poll or voter"))?),
+            "call.received" => Self::call(CallStage::Received, &payload)?,
+            "call.accepted" => Self::call(CallStage::Accepted, &payload)?,
+            "call.rejected" => Self::call(CallStage::Rejected, &payload)?,
+            "presence.update" => {
+                Self::Presence(Presence::read(&payload).ok_or(WebhookError::Missing("chat of the presence"))?)
+            }
+            "poll.vote.failed" | "state.change" | "engine.event" | "group.join" | "group.leave" | "chat.archive" => {
+                Self::Unimportant
+            }
+            name => match (name.strip_prefix("group.v2."), name.strip_prefix("label.")) {
+                (Some(happening @ ("join" | "leave" | "participants" | "update")), _) => Self::Group(
+                    GroupChange::read(happening, &payload).ok_or(WebhookError::Missing("group of the change"))?,
+                ),
+                (_, Some(happening @ ("upsert" | "deleted" | "chat.added" | "chat.deleted"))) => {
+                    Self::Label(LabelChange::read(happening, &payload).ok_or(WebhookError::Missing("label or chat"))?)
+                }
+                _ => Self::Other { event: name.to_owned() },
+            },
         })
+    }
+}
+
+impl Payload {
+    fn call(stage: CallStage, payload: &Value) -> Result<Self, WebhookError> {
+        IncomingCall::read(stage, payload).map(Self::Call).ok_or(WebhookError::Missing("id or caller"))
     }
 }
 

@@ -3,8 +3,6 @@
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -95,14 +93,19 @@ fn inbound(id: &str, body: &str) -> Value {
 }
 
 /// How many dead letters there are.
-async fn dead(world: &World) -> u32 {
-    let connection = lapin::Connection::connect(&amqp_url(), lapin::ConnectionProperties::default()).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    let name = world.settings(1)["SWITCHBOARD_BROKER_NAMESPACE"].clone() + ".dead";
-    let count = channel.queue_declare(name.into(), passive, FieldTable::default()).await.unwrap().message_count();
-    connection.close(200, "done".into()).await.unwrap();
-    count
+async fn dead(world: &World) -> i64 {
+    let client = world.db.connect().await;
+    client
+        .query_one("SELECT count(*) FROM inbound_dead_letters WHERE reason <> 'unknown_event'", &[])
+        .await
+        .unwrap()
+        .get(0)
+}
+
+async fn unknown(world: &World) -> i64 {
+    let client = world.db.connect().await;
+    let count = "SELECT count(*) FROM inbound_dead_letters WHERE reason = 'unknown_event'";
+    client.query_one(count, &[]).await.unwrap().get(0)
 }
 
 /// How many events of this type there are, once there is one: they show a moment after what they tell.
@@ -344,6 +347,46 @@ async fn what_cannot_be_applied_is_kept_aside_and_holds_nothing_up() {
     }
     eventually(PATIENCE, "the dead letters", async || (dead(&world).await == 4).then_some(())).await;
     assert_eq!(hook.texts().await.len(), 3);
+    // The same once more, as WAHA repeats itself: no more letters.
+    assert_eq!(hook.signed(posts[1].clone()).await, StatusCode::OK);
+    assert_eq!(hook.signed(hook.message("F4", "fourth")).await, StatusCode::OK);
+    hook.arrives("fourth").await;
+    assert_eq!(dead(&world).await, 4);
+
+    // What is not known is kept too, and an operator sees what there is, without what it says.
+    assert_eq!(
+        hook.signed(hook.event("evt_5", "newsletter.update", &json!({"secret": "words"}))).await,
+        StatusCode::OK
+    );
+    eventually(PATIENCE, "the unknown one", async || (unknown(&world).await == 1).then_some(())).await;
+    let settings = world.settings(1);
+    let listed = crate::cli::good(&["admin", "dead-letters"], &settings).await;
+    assert_eq!(listed.lines().count(), 5, "{listed}");
+    assert!(
+        listed.contains("event=newsletter.update") && !listed.contains("secret") && !listed.contains("no id"),
+        "{listed}"
+    );
+    let unread = crate::cli::good(&["admin", "dead-letters", "--reason", "unreadable"], &settings).await;
+    assert_eq!(unread.lines().count(), 4, "{unread}");
+
+    // A fix (here of the letter, since the code stays as it is), and it is applied after all.
+    let client = world.db.connect().await;
+    let fixed = hook.message("F5", "fixed");
+    let letter: String = client
+        .query_one("UPDATE inbound_dead_letters SET body = $1 WHERE body = $2 RETURNING id::text", &[&fixed, &posts[1]])
+        .await
+        .unwrap()
+        .get(0);
+    let (code, output) = crate::cli::run(&["admin", "reapply"], &settings).await;
+    assert!(code != 0 && output.contains("--id, --reason or --all"), "{output}");
+    let output = crate::cli::good(&["admin", "reapply", "--id", &letter], &settings).await;
+    assert!(output.contains("1 applied, 0 left"), "{output}");
+    hook.arrives("fixed").await;
+    let (code, output) = crate::cli::run(&["admin", "reapply", "--all"], &settings).await;
+    assert!(code != 0 && output.contains("0 applied, 4 left"), "{output}");
+    let removed = crate::cli::good(&["admin", "dead-letters", "remove", "--reason", "unreadable"], &settings).await;
+    assert!(removed.contains("3 removed"), "{removed}");
+    assert_eq!((dead(&world).await, unknown(&world).await), (0, 1));
     node.node.stop().await;
 }
 

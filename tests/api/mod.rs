@@ -1,11 +1,14 @@
 //! The doors, over real connections to a real database.
 
+mod contacts;
+mod conversations;
 mod credentials;
 mod doors;
 mod hooks;
 mod media;
 mod idempotency;
 mod message_actions;
+mod message_media;
 mod messages;
 mod messages_batch;
 mod messages_kinds;
@@ -14,6 +17,7 @@ mod messages_steps;
 mod operations;
 mod paging;
 mod registering;
+mod search;
 mod sender_pools;
 mod stand;
 mod tenants;

@@ -101,7 +101,7 @@ async fn a_recipient_keeps_its_session_and_new_ones_are_spread() {
     // Under a restriction those who know the session are still written to by it.
     let restrict = format!(
         "UPDATE lanes SET restricted_until = 'infinity' WHERE session_id = '{0}';
-         INSERT INTO conversations (tenant_id, session_id, chat_id, first_outbound_at, created_at, updated_at)
+         INSERT INTO known_chats (tenant_id, session_id, chat_id, first_outbound_at, created_at, updated_at)
          SELECT tenant_id, id, '15550101111@c.us', now(), now(), now() FROM waha_sessions WHERE id = '{0}'",
         first[1]
     );
@@ -166,7 +166,7 @@ async fn only_what_is_new_and_untried_leaves_a_restricted_session() {
         "UPDATE lanes SET restricted_until = 'infinity', queued = queued - 1 WHERE session_id = '{one}';
          UPDATE messages SET held_because = 'restricted' WHERE body = 'held';
          UPDATE messages SET attempts = 1 WHERE body = 'tried';
-         INSERT INTO conversations (tenant_id, session_id, chat_id, first_inbound_at, created_at, updated_at)
+         INSERT INTO known_chats (tenant_id, session_id, chat_id, first_inbound_at, created_at, updated_at)
          SELECT tenant_id, id, '15550102222@c.us', now(), now(), now() FROM waha_sessions WHERE id = '{one}'"
     ))
     .await

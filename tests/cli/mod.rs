@@ -14,7 +14,7 @@ use crate::support::{Process, eventually};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `switchboard` to its end; answers its exit code and what it wrote to both streams.
-async fn run(arguments: &[&str], settings: &BTreeMap<String, String>) -> (i32, String) {
+pub async fn run(arguments: &[&str], settings: &BTreeMap<String, String>) -> (i32, String) {
     let environment: Vec<(&str, String)> =
         settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     let mut process = Process::switchboard(arguments, environment);
@@ -23,7 +23,7 @@ async fn run(arguments: &[&str], settings: &BTreeMap<String, String>) -> (i32, S
 }
 
 /// The same with exit code 0; answers what was written, without white space at its ends.
-async fn good(arguments: &[&str], settings: &BTreeMap<String, String>) -> String {
+pub async fn good(arguments: &[&str], settings: &BTreeMap<String, String>) -> String {
     let (code, output) = run(arguments, settings).await;
     assert_eq!(code, 0, "{arguments:?}: {output}");
     output.trim().to_owned()

@@ -71,6 +71,7 @@ async fn apply(app: &App, setting: &Setting, id: &str, levels: &[i16]) {
         waha_message_id: id.to_owned(),
         ack: Ack::from_level(*level).unwrap(),
         at: app.clock.now(),
+        inferred: false,
     };
     let events: Vec<AckEvent> = levels.iter().map(event).collect();
     app.db.system(async |conn| acks::apply(conn, &app.chance, events).await).await.unwrap();

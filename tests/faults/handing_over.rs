@@ -160,7 +160,7 @@ async fn a_restricted_account_still_replies_and_its_cold_messages_wait() {
     control.inbound_text(&external, "+15550100042", "hello").unwrap();
     let client = world.db.connect().await;
     eventually(PATIENCE, "the conversation", async || {
-        let rows = client.query("SELECT FROM conversations WHERE last_inbound_at IS NOT NULL", &[]).await.unwrap();
+        let rows = client.query("SELECT FROM known_chats WHERE last_inbound_at IS NOT NULL", &[]).await.unwrap();
         (!rows.is_empty()).then_some(())
     })
     .await;

@@ -4,6 +4,7 @@ mod acks;
 mod broker_away;
 mod database_away;
 mod doubt;
+mod gap_fill;
 mod handing_over;
 mod killed;
 mod model;

@@ -237,6 +237,7 @@ impl Model {
             waha_message_id: id.to_owned(),
             ack: Ack::from_level(level).unwrap(),
             at: app.clock.now(),
+            inferred: false,
         };
         let chance = self.chance.clone();
         let applied: Result<usize, DbError> =

@@ -1,6 +1,7 @@
 //! The way of a message, end to end.
 
 mod first_message;
+mod gap_fill;
 mod media;
 mod moving;
 mod pairing;

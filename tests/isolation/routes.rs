@@ -7,8 +7,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use switchboard::http::openapi;
 
-use crate::support::world::{Client, text};
-use crate::support::{Receiver, World};
+use crate::support::world::{Client, PATIENCE, text};
+use crate::support::{Receiver, World, eventually};
 
 /// An id that nothing has.
 const NOBODY: &str = "01900000-0000-7000-8000-000000000000";
@@ -26,6 +26,20 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
     let pool = json!({"name": "mine", "session_ids": [session]});
     let pool = tenant.post("/v1/sender-pools", &pool).await.expect(StatusCode::CREATED);
     let file = tenant.upload("mine.txt", "text/plain", b"mine").await.expect(StatusCode::CREATED);
+    // The message made a contact and a conversation.
+    let of = async |path: &'static str| {
+        eventually(PATIENCE, path, async || tenant.get(path).await.body["data"][0]["id"].as_str().map(str::to_owned))
+            .await
+    };
+    let (contact, conversation) = (of("/v1/contacts").await, of("/v1/conversations").await);
+    let erased = "01994f3e-5555-7cc3-98d5-8f1c1f0a2b3d";
+    let another = format!(
+        "INSERT INTO contacts (tenant_id, id, name, created_at, updated_at)
+         SELECT id, '{erased}', 'mine', now(), now() FROM tenants WHERE name = 'mine'"
+    );
+    world.db.connect().await.batch_execute(&another).await.unwrap();
+    let erase = tenant.request(Method::DELETE, &format!("/v1/contacts/{erased}"));
+    let erasure = Client::send(erase).await.expect(StatusCode::ACCEPTED);
     let platform = world.platform(base);
     let first = |list: Value| text(&list["data"][0], "id").to_owned();
     BTreeMap::from([
@@ -33,7 +47,10 @@ async fn resources(world: &World, base: &str, tenant: &Client) -> BTreeMap<&'sta
         ("/v1/sessions/", session),
         ("/v1/sender-pools/", text(&pool, "id").to_owned()),
         ("/v1/messages/", text(&message, "id").to_owned()),
+        ("/v1/contacts/", contact),
+        ("/v1/conversations/", conversation),
         ("/v1/media/", text(&file, "id").to_owned()),
+        ("/v1/erasures/", text(&erasure, "id").to_owned()),
         ("/v1/api-keys/", text(&key, "id").to_owned()),
         ("/v1/tenants/", first(platform.get("/v1/tenants").await.body)),
         ("/v1/waha-servers/", first(platform.get("/v1/waha-servers").await.body)),
@@ -61,7 +78,7 @@ async fn another_tenants_id_answers_like_one_that_does_not_exist() {
     for (path, operations) in document["paths"].as_object().unwrap() {
         let Some((prefix, rest)) = path.strip_prefix("/v1").and(path.split_once('{')) else { continue };
         let Some((_, rest)) = rest.split_once('}') else { continue };
-        let rest = rest.replace("{phone}", "+15550100001");
+        let rest = rest.replace("{phone}", "+15550100001").replace("{merge_id}", NOBODY);
         assert!(!rest.contains('{'), "{path}: teach this test about a second id");
         let Some(id) = ids.get(prefix) else {
             panic!("{path}: teach this test about a resource of this kind");

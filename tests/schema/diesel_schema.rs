@@ -118,6 +118,8 @@ fn diesel_type(sql_type: &str) -> &'static str {
         "bigint" => "Int8",
         "double precision" => "Double",
         "bytea" => "Bytea",
+        // Read and written by statements written by hand only, which never take it out of the database.
+        "tsvector" => "Text",
         "text[]" => "Array<Text>",
         "uuid[]" => "Array<Uuid>",
         "timestamp with time zone[]" => "Array<Timestamptz>",

@@ -1,6 +1,6 @@
 //! Sessions: created, brought to life, followed and shown.
 
-mod counter;
+pub mod counter;
 mod creating;
 mod doors;
 mod lifecycle;
@@ -9,6 +9,6 @@ mod placing;
 mod liveness;
 mod pairing;
 mod reconciling;
-mod stand;
+pub mod stand;
 mod steering;
-mod ward;
+pub mod ward;

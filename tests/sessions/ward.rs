@@ -7,7 +7,6 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use switchboard::app::App;
-use switchboard::broker::Verdict;
 use switchboard::broker::envelope::InboundEvent;
 use switchboard::domain::clock::Clock;
 use switchboard::domain::ids::{TenantId, WahaServerId};
@@ -38,6 +37,11 @@ pub struct Ward {
 impl Ward {
     /// Two nodes that reconcile and watch.
     pub async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// The same with `more` settings.
+    pub async fn with(more: &[(&'static str, String)]) -> Self {
         let db = TestDb::create().await;
         let clock = Clock::manual(DateTime::from_timestamp(1_790_000_000, 0).unwrap());
         let simulator = Simulator::start(SimulatorConfig {
@@ -48,7 +52,7 @@ impl Ward {
         })
         .await
         .unwrap();
-        let apps = [node(&db, clock.clone(), &[]), node(&db, clock.clone(), &[])];
+        let apps = [node(&db, clock.clone(), more), node(&db, clock.clone(), more)];
         let tenant = insert_tenant(&apps[0].db, "a").await;
         let server = insert_server(&apps[0], "waha-1", &simulator.url(), Engine::Noweb, 100).await;
         let (stop, stopped) = watch::channel(false);
@@ -119,7 +123,8 @@ impl Ward {
             received_at: now,
             body: body.to_string(),
         };
-        assert_eq!(apply::apply_all(self.app(), &[event]).await, [Verdict::Done]);
+        let fates = apply::apply_all(self.app(), &[event]).await;
+        assert!(matches!(fates.as_slice(), [apply::Fate::Applied]), "{fates:?}");
     }
 
     /// A past of `hours`, with a message in each of them.

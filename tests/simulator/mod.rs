@@ -1,11 +1,14 @@
 //! The simulator against the captures and the contract: it has to be a WAHA before it can judge the gateway.
 
 mod answers;
+mod around;
 mod brakes;
 mod faults;
 mod kinds;
+mod media_of_people;
 mod messages;
 mod openapi;
+mod people;
 mod receiver;
 mod sessions;
 mod troubles;
@@ -66,7 +69,7 @@ impl Bench {
             "webjs": {"tagsEventsOn": true},
             "webhooks": [{
                 "url": self.receiver.url(),
-                "events": ["session.status", "message.any", "message", "message.ack"],
+                "events": ["session.status", "message", "message.*", "poll.*", "group.*", "call.*", "label.*", "presence.update"],
                 "hmac": {"key": "hook-key"},
                 "retries": {"policy": "constant", "delaySeconds": 1, "attempts": 5},
                 "customHeaders": [{"name": "X-Custom", "value": "abc"}],
@@ -82,6 +85,13 @@ impl Bench {
         self.receiver.wait("a QR code", shows_code).await;
         self.simulator.control().scan(name).unwrap();
         self.simulator.control().working(name).await;
+    }
+
+    /// Sessions that are WORKING at once, with every event posted to the receiver.
+    pub async fn fleet(&self, names: &[&str]) {
+        let session = |(n, name): (usize, &&str)| json!({"name": name, "number": format!("1555030{n:04}"), "config": self.session_config()});
+        let sessions: Vec<Value> = names.iter().enumerate().map(session).collect();
+        assert!(self.post("/_simulator/fleet", &json!({"sessions": sessions})).await.status().is_success());
     }
 
     /// A text with a message id of our own.

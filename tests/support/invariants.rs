@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::{World, eventually};
 
-/// Every step of every message; the first one of an outbound message is its row.
+/// Every step of every message; the first one of a message that was accepted or received is its row.
 macro_rules! steps {
     () => {
         "(SELECT t.tenant_id, t.message_id, t.id, t.status FROM message_transitions t WHERE t.cause <> 'moved' UNION ALL
           SELECT m.tenant_id, m.id, 0, CASE WHEN m.scheduled_at > m.created_at THEN 'scheduled' ELSE 'queued' END
-          FROM messages m WHERE m.direction = 'outbound') t"
+          FROM messages m WHERE m.direction = 'outbound' AND m.source IS NULL UNION ALL
+          SELECT m.tenant_id, m.id, 0, 'received' FROM messages m WHERE m.direction = 'inbound' AND NOT m.is_stub) t"
     };
 }
 

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod database;
+pub mod file_keeper;
 pub mod invariants;
 pub mod process;
 pub mod proxy;
@@ -10,11 +11,13 @@ pub mod receiver;
 pub mod said_waha;
 mod selftest;
 pub mod sse;
+pub mod truth;
 pub mod wait;
 pub mod world;
 
 pub use browser::Browser;
 pub use database::TestDb;
+pub use file_keeper::FileKeeper;
 pub use process::{Process, free_port};
 pub use proxy::TcpProxy;
 pub use receiver::{Answer, Receiver};

@@ -116,8 +116,12 @@ fn messages_of_each_engine() {
 
 #[test]
 fn other_events_and_broken_ones() {
-    let Payload::Other { event } = parse("call.received", json!({"id": "1"})).unwrap().payload else { panic!() };
-    assert_eq!(event, "call.received");
+    let Payload::Other { event } = parse("newsletter.read", json!({"id": "1"})).unwrap().payload else { panic!() };
+    assert_eq!(event, "newsletter.read");
+    assert!(parse("call.received", json!({"id": "1"})).is_err(), "nobody calls");
+    let call = json!({"id": "1", "from": "15550100001@s.whatsapp.net", "timestamp": 1_795_300_000, "isVideo": true});
+    let Payload::Call(call) = parse("call.received", call).unwrap().payload else { panic!() };
+    assert_eq!((call.id.as_str(), call.from.as_str(), call.is_video), ("1", "15550100001@c.us", true));
     let Payload::SessionStatus(change) =
         parse("session.status", json!({"name": "s", "status": "SOMETHING_NEW", "statuses": "odd"})).unwrap().payload
     else {

@@ -1,4 +1,6 @@
-//! `switchboard admin`: keys, tenants and the master key, straight in the database.
+//! `switchboard admin`: keys, tenants, the master key and dead letters, straight in the database.
+
+mod dead_letters;
 
 use anyhow::{anyhow, bail};
 use secrecy::ExposeSecret as _;
@@ -13,6 +15,7 @@ use switchboard::identity::keys::{KeyKind, mint};
 use switchboard::identity::rotate;
 use switchboard::identity::scope::{Scope, Scopes};
 use switchboard::identity::seal::Sealer;
+use switchboard::ingest::dead_letters::Reason;
 use switchboard::sealed;
 use switchboard::tenants;
 
@@ -53,6 +56,20 @@ pub enum Command {
         /// Values in one transaction
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         batch: i64,
+    },
+    /// List what WAHA told and could not be applied, without its content; or remove some of it
+    #[command(args_conflicts_with_subcommands = true)]
+    DeadLetters {
+        /// Only those set aside as `unreadable`, `refused` or `unknown_event`
+        #[arg(long)]
+        reason: Option<Reason>,
+        #[command(subcommand)]
+        deed: Option<dead_letters::Deed>,
+    },
+    /// Apply dead letters again, after a fix; those that work are no letters any more
+    Reapply {
+        #[command(flatten)]
+        choice: dead_letters::Choice,
     },
 }
 
@@ -113,6 +130,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", minted.key.expose_secret());
         }
         Command::RotateMasterKey { batch } => rotate_master_key(&config, &db, chance, batch).await?,
+        Command::DeadLetters { deed: Some(deed), .. } => dead_letters::run(&db, deed).await?,
+        Command::DeadLetters { reason, deed: None } => dead_letters::list(&db, reason).await?,
+        Command::Reapply { choice } => dead_letters::reapply(config, choice).await?,
     }
     Ok(())
 }

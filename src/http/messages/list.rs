@@ -15,6 +15,7 @@ use crate::http::{Caller, Cursor, Page, Path, Problem, parse_query, query_pairs}
 use crate::identity::scope::Scope;
 use crate::messages::queries::{self, Filter, Transition};
 use crate::messages::view::Message;
+use crate::search::query::search;
 
 /// Which messages to list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -42,6 +43,10 @@ pub(in crate::http) struct ListMessages {
     pub(super) created_after: Option<DateTime<Utc>>,
     /// Created before this time.
     pub(super) created_before: Option<DateTime<Utc>>,
+    /// With these words, in any language, accents aside: all of them, or as search engines have it: `or`, `"a phrase"`, `-without`.
+    /// The last word may be the beginning of one. 1 to 256 characters.
+    #[param(min_length = 1, max_length = 256, example = "invoice november")]
+    pub(super) q: Option<String>,
     /// How many at most: 1 to 200, default 50.
     #[param(minimum = 1, maximum = 200, default = 50)]
     pub(super) limit: Option<u32>,
@@ -97,11 +102,23 @@ impl ListMessages {
     }
 }
 
+/// A message of a list.
+#[derive(Serialize, ToSchema)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    message: Message<'a>,
+    /// Of a search: up to three passages with what was looked for, as HTML. The words stand between `<mark>` and `</mark>`; there is
+    /// no other markup in it, whatever the message says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["Your <mark>invoice</mark> of <mark>November</mark> is attached."]))]
+    highlights: Option<&'a [String]>,
+}
+
 /// A page of messages.
 #[derive(Serialize, ToSchema)]
 struct MessageList<'a> {
     /// The messages, newest first.
-    data: Vec<Message<'a>>,
+    data: Vec<Listed<'a>>,
     /// Hand it in as `cursor` for the next page; null on the last one.
     #[schema(required)]
     next_cursor: Option<String>,
@@ -110,6 +127,9 @@ struct MessageList<'a> {
 /// List messages
 ///
 /// Newest first, in both directions. Narrow the list by the parameters, and by your own data with `metadata.<key>=<value>`.
+///
+/// `q` searches the texts; a message is found a moment after it can be seen, an edit likewise. What was revoked or erased is not
+/// found.
 #[utoipa::path(get, path = "/v1/messages", tag = "Messages", operation_id = "list_messages", params(ListMessages),
     responses((status = 200, description = "A page of messages", body = MessageList<'_>)))]
 pub(in crate::http) async fn list(
@@ -127,10 +147,28 @@ pub(in crate::http) async fn list(
         }
         _ => true,
     });
-    let query: ListMessages = parse_query(&pairs)?;
+    let mut query: ListMessages = parse_query(&pairs)?;
     let page = Page::new(query.limit, query.cursor.as_deref())?;
+    let wanted = query.q.take();
     let filter = query.filter(metadata)?;
     let parts = App::clone(&app);
+    if let Some(wanted) = wanted {
+        if wanted.trim().is_empty() || wanted.chars().count() > 256 {
+            return Err(Problem::invalid("q", "invalid_value", "must have 1 to 256 characters"));
+        }
+        let hits = app
+            .detached(async move {
+                let after = page.after.map(|cursor| (cursor.at, cursor.id));
+                search(&parts.db, tenant, &wanted, &filter, after, page.fetch()).await
+            })
+            .await??;
+        let list = page.answer(hits, |hit| Cursor { at: hit.message.created_at, id: hit.message.id.0 });
+        let data = list.data.iter();
+        let data = data
+            .map(|hit| Listed { message: Message::from(&hit.message), highlights: Some(hit.highlights.as_slice()) })
+            .collect();
+        return Ok(HttpResponse::Ok().json(MessageList { data, next_cursor: list.next_cursor }));
+    }
     let rows = app
         .detached(async move {
             let after = page.after.map(|cursor| (cursor.at, cursor.id));
@@ -138,8 +176,8 @@ pub(in crate::http) async fn list(
         })
         .await??;
     let list = page.answer(rows, |row| Cursor { at: row.created_at, id: row.id.0 });
-    Ok(HttpResponse::Ok()
-        .json(MessageList { data: list.data.iter().map(Message::from).collect(), next_cursor: list.next_cursor }))
+    let data = list.data.iter().map(|row| Listed { message: Message::from(row), highlights: None }).collect();
+    Ok(HttpResponse::Ok().json(MessageList { data, next_cursor: list.next_cursor }))
 }
 
 /// Look at a message

@@ -4,7 +4,9 @@
 mod actions;
 mod batch;
 mod content;
+mod history;
 mod list;
+mod media;
 mod prepare;
 mod request;
 mod send;
@@ -29,7 +31,11 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         .service(web::resource("/messages/{id}/reaction").route(web::put().to(actions::react)))
         .service(web::resource("/messages/{id}/forward").route(web::post().to(actions::forward)))
         .service(web::resource("/messages/{id}/seen").route(web::post().to(actions::seen)))
+        .configure(media::routes)
         .service(web::resource("/messages/{id}/transitions").route(web::get().to(list::transitions)))
+        .service(web::resource("/messages/{id}/edits").route(web::get().to(history::edits)))
+        .service(web::resource("/messages/{id}/reactions").route(web::get().to(history::reactions)))
+        .service(web::resource("/messages/{id}/votes").route(web::get().to(history::votes)))
         .service(web::resource("/messages/{id}/cancel").route(web::post().to(steps::cancel)))
         .service(web::resource("/messages/{id}/retry").route(web::post().to(steps::retry)));
 }
@@ -43,6 +49,9 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         list::list,
         list::one,
         list::transitions,
+        history::edits,
+        history::reactions,
+        history::votes,
         steps::cancel,
         steps::cancel_many,
         steps::retry,
@@ -52,6 +61,9 @@ pub(super) fn routes(cfg: &mut ServiceConfig) {
         actions::react,
         actions::forward,
         actions::seen,
+        media::content,
+        media::link,
+        media::retry,
     ),
     components(schemas(Message<'_>)),
 )]

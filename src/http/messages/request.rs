@@ -302,7 +302,7 @@ fn check_media(
             None
         }
     });
-    (Some(MediaContent { id, url: url.map(Url::into), mime_type, filename }), upload)
+    (Some(MediaContent { id, url: url.map(Url::into), mime_type, filename, ..MediaContent::default() }), upload)
 }
 
 fn check_mentions(rules: &mut Rules, mentions: Vec<String>, in_group: bool) -> Vec<String> {

@@ -10,6 +10,7 @@ use switchboard::domain::clock::Clock;
 use switchboard::domain::ids::{SessionId, TenantId, WahaServerId};
 use switchboard::identity::seal::Sealer;
 use switchboard::sessions::directory::webhook_key_purpose;
+use switchboard::waha::WEBHOOK_EVENTS;
 
 use super::load::{Connection, member, request, with_headers};
 use super::rig::{MASTER_KEY, PLATFORM_KEY, Rig, connect};
@@ -151,8 +152,7 @@ impl Member {
                 "metadata": {"switchboard.session": self.id},
                 "webhooks": [{
                     "url": format!("http://{gateway}/hooks/waha/{}", self.server),
-                    "events": ["session.status", "message.any", "message.ack", "message.ack.group", "message.reaction",
-                               "message.edited", "message.revoked"],
+                    "events": WEBHOOK_EVENTS,
                     "hmac": {"key": self.webhook_key},
                     "retries": {"policy": "exponential", "delaySeconds": 2, "attempts": 12},
                 }],

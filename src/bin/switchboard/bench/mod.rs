@@ -104,7 +104,7 @@ pub async fn run(mut arguments: Arguments) -> anyhow::Result<()> {
         findings.extend(accept::run(&config, &arguments).await?);
     }
     if wanted(Part::Ingest) {
-        findings.push(ingest::run(&config, &arguments).await?);
+        findings.extend(ingest::run(&config, &arguments).await?);
     }
     if wanted(Part::Way) {
         findings.push(way::run(&config, &arguments).await?);

@@ -1,0 +1,2 @@
+DROP INDEX contacts_hidden;
+DROP TABLE lid_lookups, gap_fills;
