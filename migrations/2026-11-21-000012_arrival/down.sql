@@ -1,7 +1,7 @@
 DELETE FROM event_cursors WHERE name = 'conversations';
 DROP TABLE inbound_dead_letters, group_subjects, conversation_participants, conversations, contact_merges, contact_links, contact_ids, contacts,
     poll_votes, message_reactions, message_revocations, message_edits;
-DROP INDEX messages_undelivered, messages_quoting, messages_chat;
+DROP INDEX messages_undelivered, messages_unidentified, messages_quoting, messages_chat;
 -- What only this version can tell apart.
 DELETE FROM message_transitions t USING messages m WHERE m.tenant_id = t.tenant_id AND m.id = t.message_id AND m.source = 'app';
 DELETE FROM messages WHERE source = 'app';

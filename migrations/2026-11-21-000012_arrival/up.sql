@@ -29,6 +29,8 @@ ALTER TABLE messages
 CREATE INDEX messages_chat ON messages (tenant_id, session_id, chat_id, (CASE WHEN occurred_at IS NULL THEN created_at ELSE occurred_at END) DESC, id DESC);
 -- Answers whose original is not there yet.
 CREATE INDEX messages_quoting ON messages (session_id, quoted_waha_id) WHERE quoted_waha_id IS NOT NULL AND reply_to IS NULL;
+-- What was handed over under an id that is not known yet: a message of the account's own may be the echo of it.
+CREATE INDEX messages_unidentified ON messages (session_id, chat_id) WHERE direction = 'outbound' AND waha_message_id IS NULL AND attempts > 0;
 -- What the recipient may have without having acknowledged it: an answer shows it.
 CREATE INDEX messages_undelivered ON messages (session_id, chat_id) WHERE direction = 'outbound' AND status IN ('sending', 'sent');
 
@@ -134,7 +136,8 @@ CREATE TABLE contact_ids (
     PRIMARY KEY (tenant_id, key),
     FOREIGN KEY (tenant_id, contact_id) REFERENCES contacts (tenant_id, id)
 );
-CREATE INDEX contact_ids_contact ON contact_ids (tenant_id, contact_id);
+-- Without the tenant: it must never pass for a way to a tenant's key, which the primary key is.
+CREATE INDEX contact_ids_contact ON contact_ids (contact_id);
 -- Which hidden id is whose number, as it was told: also of people who were never seen, since it may be told first.
 CREATE TABLE contact_links (
     tenant_id  uuid NOT NULL REFERENCES tenants,

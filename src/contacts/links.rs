@@ -141,7 +141,9 @@ pub(super) async fn remember(
              ON CONFLICT DO NOTHING RETURNING tenant_id, lid, phone) \
          SELECT tenant_id, lid, phone, true AS fresh FROM made \
          UNION ALL \
-         SELECT tenant_id, lid, phone, false FROM contact_links JOIN told USING (tenant_id, lid, phone) WHERE denied_at IS NOT NULL")
+         SELECT tenant_id, lid, phone, false FROM told t WHERE EXISTS ( \
+             SELECT FROM contact_links l WHERE l.tenant_id = t.tenant_id AND l.lid = t.lid AND l.phone = t.phone \
+                AND l.denied_at IS NOT NULL OFFSET 0)")
     .bind::<Array<SqlUuid>, _>(pairs.iter().map(|pair| pair.tenant).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(pairs.iter().map(|pair| pair.lid.as_str()).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(pairs.iter().map(|pair| pair.phone.as_str()).collect::<Vec<_>>())
@@ -183,8 +185,8 @@ async fn seen(conn: &mut AsyncPgConnection, pairs: &[Pair]) -> Result<Vec<Pair>,
         seed: String,
     }
     let known: Vec<Seed> =
-        sql("SELECT DISTINCT tenant_id, w.seed FROM unnest($1, $2, $3) AS w (tenant_id, seed, key) \
-         JOIN contact_ids i USING (tenant_id, key)")
+        sql("SELECT DISTINCT w.tenant_id, w.seed FROM unnest($1, $2, $3) AS w (tenant_id, seed, key) \
+         WHERE EXISTS (SELECT FROM contact_ids i WHERE i.tenant_id = w.tenant_id AND i.key = w.key OFFSET 0)")
         .bind::<Array<SqlUuid>, _>(reached.iter().map(|reached| reached.tenant_id).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(reached.iter().map(|reached| reached.seed.as_str()).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(reached.iter().map(|reached| reached.key.as_str()).collect::<Vec<_>>())

@@ -59,10 +59,13 @@ struct Known {
 }
 
 async fn known(conn: &mut AsyncPgConnection, keys: &BTreeSet<Key>) -> Result<Vec<Known>, DbError> {
+    // Fenced off, so that each key leads to its row however few rows the planner believes in: a tenant alone leads to all of its
+    // contacts.
     Ok(sql(
         "SELECT i.tenant_id, i.key, i.contact_id, i.wa_id, c.push_name, c.push_name_at, c.last_seen_at, c.created_at \
-         FROM unnest($1, $2) AS w (tenant_id, key) JOIN contact_ids i USING (tenant_id, key) \
-         JOIN contacts c ON c.tenant_id = i.tenant_id AND c.id = i.contact_id",
+         FROM unnest($1, $2) AS w (tenant_id, key) \
+         CROSS JOIN LATERAL (SELECT * FROM contact_ids i WHERE i.tenant_id = w.tenant_id AND i.key = w.key OFFSET 0) i \
+         CROSS JOIN LATERAL (SELECT * FROM contacts c WHERE c.tenant_id = i.tenant_id AND c.id = i.contact_id OFFSET 0) c",
     )
     .bind::<Array<SqlUuid>, _>(keys.iter().map(|(tenant, _)| *tenant).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(keys.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>())
@@ -413,8 +416,8 @@ async fn note_names(
              updated_at = $6 \
          FROM (SELECT i.*, i.name IS NOT NULL AND (o.push_name_at IS NULL OR i.name_at > o.push_name_at \
                           OR i.name_at = o.push_name_at AND i.name COLLATE \"C\" > o.push_name COLLATE \"C\") AS better \
-               FROM unnest($1, $2, $3, $4, $5) AS i (tenant_id, id, name, name_at, at) \
-               JOIN contacts o USING (tenant_id, id)) n \
+               FROM unnest($1, $2, $3, $4, $5) AS i (tenant_id, id, name, name_at, at) CROSS JOIN LATERAL ( \
+                   SELECT * FROM contacts o WHERE o.tenant_id = i.tenant_id AND o.id = i.id OFFSET 0) o) n \
          WHERE c.tenant_id = n.tenant_id AND c.id = n.id AND (n.better OR c.last_seen_at IS NULL OR c.last_seen_at < n.at)")
     .bind::<Array<SqlUuid>, _>(news.keys().map(|(tenant, _)| *tenant).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(news.keys().map(|(_, id)| *id).collect::<Vec<_>>())

@@ -223,7 +223,8 @@ async fn messages(conn: &mut AsyncPgConnection, batch: &[Event]) -> Result<Vec<M
     Ok(sql("SELECT m.tenant_id, m.id, m.session_id, m.direction = 'inbound' AS inbound, m.chat_id, \
                 coalesce(m.occurred_at, m.created_at) AS moment, coalesce(m.waha_message_id, '') AS waha_id, m.sender_id, \
                 m.sender_alternative_id AS alternative_id, m.sender_name, m.read_at IS NOT NULL AS was_read, m.backfilled \
-         FROM unnest($1, $2, $3) AS w (tenant_id, id, kind) JOIN messages m USING (tenant_id, id) \
+         FROM unnest($1, $2, $3) AS w (tenant_id, id, kind) \
+         CROSS JOIN LATERAL (SELECT * FROM messages m WHERE m.tenant_id = w.tenant_id AND m.id = w.id OFFSET 0) m \
          WHERE CASE w.kind WHEN 'message.received' THEN m.direction = 'inbound' WHEN 'message.sent' THEN m.direction = 'outbound' \
                ELSE m.direction = 'outbound' AND NOT EXISTS ( \
                    SELECT FROM message_transitions t WHERE t.tenant_id = w.tenant_id AND t.message_id = w.id \

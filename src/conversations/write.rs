@@ -67,12 +67,14 @@ pub(super) async fn find(
     Ok(sql(concat!(
         "SELECT ",
         conversation_columns!(),
-        " FROM unnest($1, $2) AS w (session_id, contact_id) \
-          JOIN conversations c ON c.session_id = w.session_id AND c.contact_id = w.contact_id AND c.deleted_at IS NULL \
+        " FROM unnest($1, $2) AS w (session_id, contact_id) CROSS JOIN LATERAL ( \
+              SELECT * FROM conversations c \
+              WHERE c.session_id = w.session_id AND c.contact_id = w.contact_id AND c.deleted_at IS NULL OFFSET 0) c \
           UNION ALL SELECT ",
         conversation_columns!(),
-        " FROM unnest($3, $4) AS w (session_id, chat_id) \
-          JOIN conversations c ON c.session_id = w.session_id AND c.chat_id = w.chat_id AND c.contact_id IS NULL AND c.deleted_at IS NULL"
+        " FROM unnest($3, $4) AS w (session_id, chat_id) CROSS JOIN LATERAL ( \
+              SELECT * FROM conversations c \
+              WHERE c.session_id = w.session_id AND c.chat_id = w.chat_id AND c.contact_id IS NULL AND c.deleted_at IS NULL OFFSET 0) c"
     ))
     .bind::<Array<SqlUuid>, _>(people.iter().map(|(session, _)| *session).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(people.iter().map(|(_, contact)| *contact).collect::<Vec<_>>())

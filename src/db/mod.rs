@@ -188,10 +188,11 @@ impl Db {
                         .map_err(|_| diesel::ConnectionError::BadConnection("timed out".to_owned()))??;
                     conn.batch_execute(
                         // One plan for each statement of the engine: they take arrays of whatever length, and planning them anew
-                        // for each costs more than running them. Compiling them never pays.
+                        // for each costs more than running them. Compiling them never pays. A plan outlives the size that its
+                        // tables had, so it goes by keys even where a table is so small that reading all of it were cheaper.
                         "SET ROLE switchboard_system; SET application_name = 'switchboard'; SET statement_timeout = '30s'; \
                          SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; SET TimeZone = 'UTC'; \
-                         SET plan_cache_mode = 'force_generic_plan'; SET jit = off",
+                         SET plan_cache_mode = 'force_generic_plan'; SET jit = off; SET enable_seqscan = off",
                     )
                     .await
                     .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;

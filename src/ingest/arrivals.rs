@@ -274,9 +274,9 @@ WITH m AS (
     "
     WHERE direction = 'inbound' OR NOT EXISTS (
         SELECT FROM messages o
-        WHERE o.tenant_id = i.tenant_id AND o.session_id = i.session_id AND o.chat_id = i.chat_id AND o.direction = 'outbound'
-          AND o.source IS NULL AND o.waha_message_id IS NULL AND o.attempts > 0 AND o.status IN ('queued', 'sending', 'failed')
-          AND o.body IS NOT DISTINCT FROM i.body AND o.created_at > $21 - interval '1 day')
+        WHERE o.session_id = i.session_id AND o.chat_id = i.chat_id AND o.direction = 'outbound' AND o.waha_message_id IS NULL
+          AND o.attempts > 0 AND o.source IS NULL AND o.status IN ('queued', 'sending', 'failed')
+          AND o.body IS NOT DISTINCT FROM i.body AND o.created_at > $21 - interval '1 day' OFFSET 0)
     ORDER BY session_id, waha_message_id
     ON CONFLICT (session_id, waha_message_id) WHERE waha_message_id IS NOT NULL DO NOTHING
     RETURNING m.*
@@ -330,7 +330,7 @@ FROM unnest($1, $2, $3) AS i (session_id, waha_message_id, body)
 JOIN messages m ON m.session_id = i.session_id AND m.waha_message_id = i.waha_message_id
 WHERE m.body <> i.body AND NOT m.is_stub AND m.erased_at IS NULL AND m.message_type IN ('text', 'image', 'video', 'document')
   AND m.original_body IS DISTINCT FROM i.body
-  AND NOT EXISTS (SELECT FROM message_edits e WHERE e.session_id = m.session_id AND e.waha_message_id = m.waha_message_id AND e.body = i.body)";
+  AND NOT EXISTS (SELECT FROM message_edits e WHERE e.session_id = m.session_id AND e.waha_message_id = m.waha_message_id AND e.body = i.body OFFSET 0)";
 
 /// Stores what is new among `arrivals`.
 ///

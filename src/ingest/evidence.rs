@@ -38,10 +38,10 @@ struct Undelivered {
 // An acknowledgement comes within moments, if it comes at all: who answers a minute later has what was sent before.
 const UNDELIVERED: &str = "\
 SELECT m.tenant_id, m.session_id, m.waha_message_id, min(i.at) AS at
-FROM unnest($1, $2, $3) AS i (session_id, chat_id, at)
-JOIN messages m ON m.session_id = i.session_id AND m.chat_id = i.chat_id
-WHERE m.direction = 'outbound' AND m.status IN ('sending', 'sent') AND m.waha_message_id IS NOT NULL
-  AND coalesce(m.handed_over_at, m.occurred_at) < i.at - interval '1 minute'
+FROM unnest($1, $2, $3) AS i (session_id, chat_id, at) CROSS JOIN LATERAL (
+    SELECT * FROM messages m WHERE m.session_id = i.session_id AND m.chat_id = i.chat_id
+       AND m.direction = 'outbound' AND m.status IN ('sending', 'sent') AND m.waha_message_id IS NOT NULL
+       AND coalesce(m.handed_over_at, m.occurred_at) < i.at - interval '1 minute' OFFSET 0) m
 GROUP BY m.tenant_id, m.session_id, m.waha_message_id";
 
 /// Takes what was sent to the writers of `rows` as delivered, where they write a minute later and no acknowledgement told so.

@@ -40,14 +40,15 @@ struct Found {
     quoted: bool,
 }
 
+// Fenced off, so that each message is looked for by its key: no plan may read a table whole, however small it was once.
 const FIND: &str = "\
 SELECT * FROM (
     SELECT i.*,
-           EXISTS (SELECT FROM message_edits e WHERE e.session_id = i.session_id AND e.waha_message_id = i.waha_message_id)
-           OR EXISTS (SELECT FROM message_revocations r WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id) AS changed,
-           EXISTS (SELECT FROM message_reactions r WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id) AS reacted,
-           EXISTS (SELECT FROM early_acks a WHERE a.session_id = i.session_id AND a.waha_message_id = i.waha_message_id) AS acked,
-           EXISTS (SELECT FROM messages q WHERE q.session_id = i.session_id AND q.quoted_waha_id = i.waha_message_id AND q.reply_to IS NULL) AS quoted
+           EXISTS (SELECT FROM message_edits e WHERE e.session_id = i.session_id AND e.waha_message_id = i.waha_message_id OFFSET 0)
+           OR EXISTS (SELECT FROM message_revocations r WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id OFFSET 0) AS changed,
+           EXISTS (SELECT FROM message_reactions r WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id OFFSET 0) AS reacted,
+           EXISTS (SELECT FROM early_acks a WHERE a.session_id = i.session_id AND a.waha_message_id = i.waha_message_id OFFSET 0) AS acked,
+           EXISTS (SELECT FROM messages q WHERE q.session_id = i.session_id AND q.quoted_waha_id = i.waha_message_id AND q.reply_to IS NULL OFFSET 0) AS quoted
     FROM unnest($1, $2, $3) AS i (tenant_id, session_id, waha_message_id)
 ) found WHERE changed OR reacted OR acked OR quoted";
 
@@ -98,7 +99,8 @@ const LINK: &str = "\
 WITH link AS (
     SELECT m.tenant_id, m.id, o.id AS original
     FROM unnest($1, $2) AS i (session_id, waha_message_id)
-    JOIN messages o ON o.session_id = i.session_id AND o.waha_message_id = i.waha_message_id
+    CROSS JOIN LATERAL (
+        SELECT * FROM messages o WHERE o.session_id = i.session_id AND o.waha_message_id = i.waha_message_id OFFSET 0) o
     JOIN messages m ON m.session_id = o.session_id AND m.tenant_id = o.tenant_id AND m.quoted_waha_id = o.waha_message_id
     WHERE m.reply_to IS NULL AND m.id <> o.id
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m

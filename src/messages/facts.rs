@@ -146,9 +146,11 @@ WITH input AS (
     FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS i (tenant_id, session_id, waha_message_id, edit_id, body, at, reported_at, own)
     ORDER BY session_id, waha_message_id, edit_id
 ), superseded AS (
-    DELETE FROM message_edits e USING input i
-    WHERE e.session_id = i.session_id AND e.waha_message_id = i.waha_message_id AND e.body IS NOT DISTINCT FROM i.body
-      AND e.edit_id LIKE 'read\\_back:%' AND i.edit_id NOT LIKE 'read\\_back:%'
+    DELETE FROM message_edits WHERE ctid = ANY(ARRAY(
+        SELECT e.ctid FROM input i CROSS JOIN LATERAL (
+            SELECT e.ctid FROM message_edits e WHERE e.session_id = i.session_id AND e.waha_message_id = i.waha_message_id
+               AND e.body IS NOT DISTINCT FROM i.body AND e.edit_id LIKE 'read\\_back:%' OFFSET 0) e
+        WHERE i.edit_id NOT LIKE 'read\\_back:%'))
 )
 INSERT INTO message_edits (tenant_id, session_id, waha_message_id, edit_id, body, edited_at, reported_at, created_at)
 SELECT tenant_id, session_id, waha_message_id, edit_id, body, at, reported_at, $9
@@ -224,27 +226,28 @@ WITH target AS (
     FROM messages m JOIN target USING (session_id, waha_message_id)
     WHERE NOT m.is_stub AND m.erased_at IS NULL
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m
-), edit AS (
-    SELECT o.tenant_id, o.id, count(*)::int AS count, max(e.edited_at) AS edited_at,
-           (array_agg(e.body ORDER BY e.edited_at DESC, e.reported_at DESC, e.edit_id DESC))[1] AS body
-    FROM old o JOIN message_edits e USING (session_id, waha_message_id) GROUP BY o.tenant_id, o.id
 )
 UPDATE messages m SET
-    original_body = CASE WHEN e.id IS NULL THEN m.original_body ELSE coalesce(m.original_body, m.body) END,
-    body = CASE WHEN e.id IS NULL THEN m.body ELSE e.body END,
-    edits = coalesce(e.count, m.edits),
+    original_body = CASE WHEN e.count = 0 THEN m.original_body ELSE coalesce(m.original_body, m.body) END,
+    body = CASE WHEN e.count = 0 THEN m.body ELSE e.body END,
+    edits = CASE WHEN e.count = 0 THEN m.edits ELSE e.count END,
     edited_at = coalesce(e.edited_at, m.edited_at),
     revoked_at = least(m.revoked_at, r.revoked_at),
     updated_at = greatest(m.updated_at, $3)
 FROM old o
-LEFT JOIN edit e ON e.tenant_id = o.tenant_id AND e.id = o.id
-LEFT JOIN message_revocations r ON r.session_id = o.session_id AND r.waha_message_id = o.waha_message_id
+CROSS JOIN LATERAL (
+    SELECT count(*)::int AS count, max(e.edited_at) AS edited_at,
+           (array_agg(e.body ORDER BY e.edited_at DESC, e.reported_at DESC, e.edit_id DESC))[1] AS body
+    FROM message_edits e WHERE e.session_id = o.session_id AND e.waha_message_id = o.waha_message_id) e
+LEFT JOIN LATERAL (
+    SELECT * FROM message_revocations r
+    WHERE r.session_id = o.session_id AND r.waha_message_id = o.waha_message_id OFFSET 0) r ON true
 WHERE m.tenant_id = o.tenant_id AND m.id = o.id
-  AND ((e.id IS NOT NULL AND (e.count <> o.edits OR e.body IS DISTINCT FROM m.body OR e.edited_at IS DISTINCT FROM m.edited_at))
+  AND ((e.count > 0 AND (e.count <> o.edits OR e.body IS DISTINCT FROM m.body OR e.edited_at IS DISTINCT FROM m.edited_at))
        OR r.revoked_at < coalesce(o.revoked_at, 'infinity'))
 RETURNING ",
     message_columns!(),
-    ", coalesce(e.count, 0) > o.edits AS edited, o.revoked_at IS NULL AND m.revoked_at IS NOT NULL AS revoked"
+    ", e.count > o.edits AS edited, o.revoked_at IS NULL AND m.revoked_at IS NOT NULL AS revoked"
 );
 
 #[derive(QueryableByName)]
@@ -339,8 +342,9 @@ pub(super) async fn messages_of(
     let rows: Vec<MessageRow> = sql(concat!(
         "SELECT ",
         message_columns!(),
-        " FROM messages m JOIN (SELECT DISTINCT * FROM unnest($1, $2) AS i (session_id, waha_message_id)) i \
-          USING (session_id, waha_message_id) WHERE NOT m.is_stub AND m.erased_at IS NULL"
+        " FROM (SELECT DISTINCT * FROM unnest($1, $2) AS i (session_id, waha_message_id)) i CROSS JOIN LATERAL ( \
+              SELECT * FROM messages m WHERE m.session_id = i.session_id AND m.waha_message_id = i.waha_message_id \
+                 AND NOT m.is_stub AND m.erased_at IS NULL OFFSET 0) m"
     ))
     .bind::<Array<SqlUuid>, _>(sessions)
     .bind::<Array<Text>, _>(ids)

@@ -65,7 +65,9 @@ const KEEP_REACTIONS: &str = "\
 WITH input AS (
     SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) AS i (tenant_id, session_id, waha_message_id, person, emoji, at, reported_at)
 ), old AS MATERIALIZED (
-    SELECT r.session_id, r.waha_message_id, r.person, r.emoji FROM message_reactions r JOIN input USING (session_id, waha_message_id, person)
+    SELECT r.session_id, r.waha_message_id, r.person, r.emoji FROM input i CROSS JOIN LATERAL (
+        SELECT * FROM message_reactions r
+        WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id AND r.person = i.person OFFSET 0) r
 ), kept AS (
     INSERT INTO message_reactions AS r (tenant_id, session_id, waha_message_id, person, emoji, reacted_at, reported_at, created_at, updated_at)
     SELECT tenant_id, session_id, waha_message_id, person, emoji, at, reported_at, $8, $8 FROM input
@@ -137,8 +139,9 @@ async fn kept_reactions(conn: &mut AsyncPgConnection, targets: &[Target]) -> Res
     }
     let (sessions, ids) = names(targets.iter());
     Ok(sql("SELECT r.tenant_id, r.session_id, r.waha_message_id, r.person, r.emoji \
-         FROM message_reactions r JOIN unnest($1, $2) AS i (session_id, waha_message_id) USING (session_id, waha_message_id) \
-         WHERE r.emoji <> ''")
+         FROM unnest($1, $2) AS i (session_id, waha_message_id) CROSS JOIN LATERAL ( \
+             SELECT * FROM message_reactions r \
+             WHERE r.session_id = i.session_id AND r.waha_message_id = i.waha_message_id AND r.emoji <> '' OFFSET 0) r")
     .bind::<Array<SqlUuid>, _>(sessions)
     .bind::<Array<Text>, _>(ids)
     .prepared()

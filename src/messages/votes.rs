@@ -51,7 +51,9 @@ WITH input AS (
            ARRAY(SELECT jsonb_array_elements_text(options)) AS options
     FROM unnest($1, $2, $3, $4, $5, $6, $7) AS i (tenant_id, session_id, waha_message_id, person, options, at, reported_at)
 ), old AS MATERIALIZED (
-    SELECT v.session_id, v.waha_message_id, v.person, v.options FROM poll_votes v JOIN input USING (session_id, waha_message_id, person)
+    SELECT v.session_id, v.waha_message_id, v.person, v.options FROM input i CROSS JOIN LATERAL (
+        SELECT * FROM poll_votes v
+        WHERE v.session_id = i.session_id AND v.waha_message_id = i.waha_message_id AND v.person = i.person OFFSET 0) v
 ), kept AS (
     INSERT INTO poll_votes AS v (tenant_id, session_id, waha_message_id, person, options, voted_at, reported_at, created_at, updated_at)
     SELECT tenant_id, session_id, waha_message_id, person, options, at, reported_at, $8, $8 FROM input

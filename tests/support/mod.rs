@@ -22,5 +22,5 @@ pub use process::{Process, free_port};
 pub use proxy::TcpProxy;
 pub use receiver::{Answer, Receiver};
 pub use sse::Stream;
-pub use wait::eventually;
+pub use wait::{eventually, hurry};
 pub use world::World;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use switchboard::domain::clock::Clock;
+
 const EVERY: Duration = Duration::from_millis(20);
 
 /// Asks `condition` every 20 ms until it answers `Some`; panics with `what` when `timeout` is over. A single question that
@@ -18,4 +20,27 @@ pub async fn eventually<T>(timeout: Duration, what: &str, mut condition: impl As
         assert!(started.elapsed() < timeout, "waited {timeout:?} in vain for {what} (looked {asked} times)");
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// A moved clock that goes on by itself, as long as this lives.
+pub struct Hurrying(tokio::task::JoinHandle<()>);
+
+impl Drop for Hurrying {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Lets `clock` go `times` as fast as the machine's.
+pub fn hurry(clock: &Clock, times: u32) -> Hurrying {
+    let clock = clock.clone();
+    Hurrying(tokio::spawn(async move {
+        let mut last = Instant::now();
+        loop {
+            tokio::time::sleep(EVERY / 2).await;
+            let now = Instant::now();
+            clock.advance((now - last) * times);
+            last = now;
+        }
+    }))
 }

@@ -63,7 +63,7 @@ async fn what_nobody_has_any_more_expires_and_what_never_comes_fails_until_it_is
     let id = stand.arrives("D1", Some("http://waha/api/files/s/D1.png"), "image/png", Some("d.png")).await;
     let pending = stand.fetch(id, "").await;
     assert_eq!((pending.status(), header(&pending, "retry-after")), (StatusCode::CONFLICT, "5".to_owned()));
-    stand.becomes_by(Duration::from_secs(60), id, "expired").await;
+    stand.becomes_after_pauses(id, "expired").await;
     assert_eq!(stand.fetch(id, "").await.status(), StatusCode::GONE);
     assert_eq!(stand.count("media_fetches").await, 0);
     eventually(PATIENCE, "its event", async || (stand.events().await.len() == 1).then_some(())).await;
@@ -85,7 +85,7 @@ async fn what_nobody_has_any_more_expires_and_what_never_comes_fails_until_it_is
     stand.keeper.message(Some(
         json!({"id": "false_15550100009@c.us_D3", "from": "15550100009@c.us", "hasMedia": true, "media": null}),
     ));
-    let media = stand.becomes_by(Duration::from_secs(600), failing, "failed").await;
+    let media = stand.becomes_after_pauses(failing, "failed").await;
     assert_eq!(media["error"], "unavailable");
     let asked = stand.keeper.asked().iter().filter(|asked| asked.path.contains("/messages/D3")).count();
     assert_eq!(asked, 10);

@@ -130,6 +130,24 @@ impl Stand {
         .await
     }
 
+    /// As [`Self::becomes_by`], over pauses longer than the lease of a try: the clock stands still while one is due or under way.
+    async fn becomes_after_pauses(&self, id: MessageId, status: &str) -> Value {
+        let lease = self.node.app.config.arrivals.timeout + Duration::from_secs(180);
+        let conn = self.world.db.connect().await;
+        eventually(PATIENCE, &format!("the file to be {status}"), async || {
+            let busy = "SELECT EXISTS (SELECT FROM media_fetches WHERE due_at <= to_timestamp($1 / 1000.0) \
+                        OR due_at = updated_at + $2 * interval '1 second')";
+            let now = self.clock.now().timestamp_millis() as f64;
+            let busy: bool = conn.query_one(busy, &[&now, &lease.as_secs_f64()]).await.unwrap().get(0);
+            if !busy {
+                self.clock.advance(Duration::from_secs(600));
+            }
+            let media = self.media(id).await;
+            (media["status"] == status).then_some(media)
+        })
+        .await
+    }
+
     /// The events of files, as tenants see them.
     async fn events(&self) -> Vec<Value> {
         let events = self.tenant.get("/v1/events?type=message.media").await.expect(StatusCode::OK);
