@@ -1,74 +1,50 @@
 //! From the event log to contacts and conversations.
 //!
 //! Guarantee: every message that came in, and every one that WhatsApp has of those that went out, is counted exactly once, in the one
-//! conversation of its session with its person or group. What a batch of events changes and the move of the cursor past it share one
-//! transaction, and one node at a time holds the cursor; so a batch that is taken again, after a crash or an error, finds nothing of
-//! its first time. No event is passed over: a batch ends before the oldest transaction that is still running. What is shown of a
-//! conversation depends on its messages alone, not on the order of their events.
+//! conversation of its session with its person or group. It is a [`follower`](crate::events::follower) of the log: no event is passed
+//! over, and what a batch changes and the move of the cursor past it share one transaction; so a batch that is taken again, after a
+//! crash or an error, finds nothing of its first time. What is shown of a conversation depends on its messages alone, not on the order
+//! of their events.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use tokio::sync::watch;
 
 use super::count;
 use super::write::{self, Row};
-use crate::app::App;
+use crate::app::{App, EventBell};
 use crate::contacts::{self, Because, Sighting};
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::chance::Chance;
 use crate::domain::ids::{ContactId, ConversationId, MessageId, SessionId, TenantId};
 use crate::domain::person;
+use crate::events::follower::{Event, Follow, Follower, Step};
 
-/// Events looked at in one transaction at the most.
-const BATCH: i64 = 1000;
-/// The first wait for a transaction that holds events back; it doubles from try to try.
-const HELD_BACK: Duration = Duration::from_millis(5);
+static FOLLOWER: Follower = Follower {
+    cursor: "conversations",
+    lag: "switchboard_conversations_lag_seconds",
+    batch: 1000,
+    rest: Duration::ZERO,
+    bell: Some(EventBell::conversations),
+    failed: "conversations could not be brought up to date",
+};
 
-/// What one step of the projection did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    /// Events looked at.
-    pub events: usize,
-    /// Messages counted because of them.
-    pub messages: usize,
-    /// Whether more may be waiting.
-    pub full: bool,
-    /// Whether committed events wait for the end of an older transaction.
-    pub held_back: bool,
+struct Projection;
+
+impl Follow for Projection {
+    async fn step(&self, app: &App) -> Result<Step, DbError> {
+        step(app).await
+    }
 }
 
 /// Keeps contacts and conversations up to date until `stop` becomes true (or its sender is gone). Any number of nodes may run it.
-pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
-    let poll = app.config.timings.poll;
-    let mut held_back = HELD_BACK;
-    while !*stop.borrow() && stop.has_changed().is_ok() {
-        let pause = match step(&app).await {
-            Ok(Step { full: true, .. }) => continue,
-            Ok(Step { held_back: true, .. }) => {
-                let pause = held_back.min(poll);
-                held_back = pause * 2;
-                pause
-            }
-            Ok(_) => {
-                held_back = HELD_BACK;
-                poll
-            }
-            Err(fault) => {
-                tracing::warn!(%fault, "conversations could not be brought up to date");
-                poll.max(Duration::from_secs(1))
-            }
-        };
-        tokio::select! {
-            () = app.wake.events.conversations() => {}
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-    }
+pub async fn run(app: App, stop: watch::Receiver<bool>) {
+    FOLLOWER.run(&app, &Projection, stop).await;
 }
 
 /// Takes one batch of events, if no other node is doing so.
@@ -78,20 +54,17 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
 pub async fn step(app: &App) -> Result<Step, DbError> {
     let (now, chance) = (app.clock.now(), &app.chance);
     let started = tokio::time::Instant::now();
-    let (step, oldest) = app.db.system(async |conn: &mut SystemConn| step_in(conn, chance, now).await).await?;
-    if let Some(oldest) = oldest {
+    let (step, messages) = app.db.system(async |conn: &mut SystemConn| step_in(conn, chance, now).await).await?;
+    FOLLOWER.tell_lag(step, now);
+    if step.events > 0 {
         metrics::counter!("switchboard_conversation_messages_total")
-            .increment(u64::try_from(step.messages).unwrap_or_default());
+            .increment(u64::try_from(messages).unwrap_or_default());
         metrics::histogram!("switchboard_conversations_seconds").record(started.elapsed().as_secs_f64());
-        let lag = (now - oldest).to_std().unwrap_or_default();
-        metrics::gauge!("switchboard_conversations_lag_seconds").set(lag.as_secs_f64());
-    } else if !step.held_back {
-        metrics::gauge!("switchboard_conversations_lag_seconds").set(0.0);
     }
     Ok(step)
 }
 
-/// Takes one batch in the caller's transaction; answers also when the oldest of its events happened.
+/// Takes one batch in the caller's transaction; answers also how many messages were counted because of it.
 ///
 /// # Errors
 /// When the database refuses; the transaction then must not be committed.
@@ -99,74 +72,11 @@ pub async fn step_in(
     conn: &mut AsyncPgConnection,
     chance: &Chance,
     now: DateTime<Utc>,
-) -> Result<(Step, Option<DateTime<Utc>>), DbError> {
-    let (batch, held_back) = take(conn, now).await?;
+) -> Result<(Step, usize), DbError> {
+    let (batch, step) = FOLLOWER.take(conn, now).await?;
     let messages = messages(conn, &batch).await?;
     apply(conn, chance, now, &messages).await?;
-    let full = i64::try_from(batch.len()).is_ok_and(|count| count >= BATCH);
-    let step = Step { events: batch.len(), messages: messages.len(), full, held_back };
-    Ok((step, batch.as_slice().first().map(|event| event.at)))
-}
-
-#[derive(QueryableByName)]
-struct Cursor {
-    #[diesel(sql_type = BigInt)]
-    xact: i64,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-}
-
-#[derive(QueryableByName)]
-struct Flag {
-    #[diesel(sql_type = Bool)]
-    flag: bool,
-}
-
-#[derive(QueryableByName)]
-struct Event {
-    #[diesel(sql_type = SqlUuid)]
-    tenant_id: TenantId,
-    #[diesel(sql_type = Text)]
-    kind: String,
-    #[diesel(sql_type = Timestamptz)]
-    at: DateTime<Utc>,
-    #[diesel(sql_type = Nullable<SqlUuid>)]
-    message_id: Option<MessageId>,
-}
-
-/// The next events, and whether more are held back; moves the cursor past them.
-async fn take(conn: &mut AsyncPgConnection, now: DateTime<Utc>) -> Result<(Vec<Event>, bool), DbError> {
-    let cursor: Vec<Cursor> =
-        sql("SELECT xact, seq FROM event_cursors WHERE name = 'conversations' FOR UPDATE SKIP LOCKED")
-            .prepared()
-            .load(conn)
-            .await?;
-    let Some(cursor) = cursor.as_slice().first() else { return Ok((Vec::new(), false)) };
-    let batch: Vec<Event> = sql("WITH batch AS MATERIALIZED ( \
-             SELECT e.tenant_id, e.type AS kind, e.at, e.message_id, e.xact, e.seq FROM events e \
-             WHERE (e.xact, e.seq) > ($1, $2) AND e.xact < pg_snapshot_xmin(pg_current_snapshot())::text::bigint \
-             ORDER BY e.xact, e.seq LIMIT $3), \
-         moved AS ( \
-             UPDATE event_cursors c SET xact = last.xact, seq = last.seq, updated_at = $4 \
-             FROM (SELECT xact, seq FROM batch ORDER BY xact DESC, seq DESC LIMIT 1) last WHERE c.name = 'conversations') \
-         SELECT tenant_id, kind, at, message_id FROM batch ORDER BY xact, seq")
-    .bind::<BigInt, _>(cursor.xact)
-    .bind::<BigInt, _>(cursor.seq)
-    .bind::<BigInt, _>(BATCH)
-    .bind::<Timestamptz, _>(now)
-    .prepared()
-    .load(conn)
-    .await?;
-    if i64::try_from(batch.len()).is_ok_and(|count| count >= BATCH) {
-        return Ok((batch, false));
-    }
-    // By the latest event alone: that is one step in the index, however long the log is.
-    let held_back: Vec<Flag> = sql("SELECT xact >= pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS flag \
-         FROM events ORDER BY xact DESC, seq DESC LIMIT 1")
-    .prepared()
-    .load(conn)
-    .await?;
-    Ok((batch, held_back.into_iter().any(|latest| latest.flag)))
+    Ok((step, messages.len()))
 }
 
 #[derive(QueryableByName)]

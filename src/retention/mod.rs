@@ -61,6 +61,6 @@ pub fn describe_metrics() {
     );
     metrics::describe_gauge!(
         "switchboard_search_lag_seconds",
-        "How old the last event was that the search index has read, when it read it"
+        "Age of the oldest event of the latest batch that the search index has read"
     );
 }

@@ -1,9 +1,9 @@
 //! The index of words, kept up to date from the event log.
 //!
 //! Guarantee: a message is found once the events that tell of it were read here, a moment after it became visible; an edit
-//! changes what it is found by, a revocation or an erasure ends it. The words of a batch and the move of the cursor past it
-//! share one transaction, one node at a time holds the cursor, and what is read is the message as it is, so a repeat changes
-//! nothing. No event is passed over: a batch ends before the oldest transaction that is still running.
+//! changes what it is found by, a revocation or an erasure ends it. It is a [`follower`](crate::events::follower) of the log:
+//! no event is passed over, and the words of a batch and the move of the cursor past it share one transaction. What is read is
+//! the message as it is, so a repeat changes nothing.
 //!
 //! Whoever takes text away from messages (retention, erasure) holds the cursor meanwhile, see [`hold`]: a batch that read the
 //! text before would bring it back after.
@@ -19,70 +19,34 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::{MessageId, TenantId};
+use crate::events::follower::{Follow, Follower, Step};
 
-/// Events read in one transaction at the most.
-const BATCH: i64 = 1000;
 /// Messages of the backlog in one transaction.
 const BACKLOG: i64 = 500;
 
-/// What one step did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    /// Events read.
-    pub events: usize,
-    /// Whether more may be waiting.
-    pub full: bool,
-}
-
-/// Follows the event log until `stop` becomes true (or its sender is gone). Any number of nodes may run it.
-pub async fn run(app: App, mut stop: watch::Receiver<bool>) {
+static FOLLOWER: Follower = Follower {
+    cursor: "search",
+    lag: "switchboard_search_lag_seconds",
+    batch: 1000,
     // Not at every event: many in one batch cost less, and nobody searches for what came this very moment.
-    let poll = app.config.timings.poll.max(Duration::from_millis(200));
-    while !*stop.borrow() && stop.has_changed().is_ok() {
-        let pause = match work(&app).await {
-            Ok(true) => continue,
-            Ok(false) => poll,
-            Err(fault) => {
-                tracing::warn!(%fault, "search: the index cannot be kept up");
-                poll.max(Duration::from_secs(1))
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
+    rest: Duration::from_millis(200),
+    bell: None,
+    failed: "search: the index cannot be kept up",
+};
+
+struct Index;
+
+impl Follow for Index {
+    /// One step along the log, and one through the backlog.
+    async fn step(&self, app: &App) -> Result<Step, DbError> {
+        let step = step(app).await?;
+        Ok(Step { full: catch_up(app).await? || step.full, ..step })
     }
 }
 
-/// One step along the log, and one through the backlog; whether there is more.
-async fn work(app: &App) -> Result<bool, DbError> {
-    let full = step(app).await?.full;
-    Ok(catch_up(app).await? || full)
-}
-
-#[derive(QueryableByName)]
-struct Cursor {
-    #[diesel(sql_type = BigInt)]
-    xact: i64,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-}
-
-#[derive(QueryableByName)]
-struct Told {
-    #[diesel(sql_type = BigInt)]
-    xact: i64,
-    #[diesel(sql_type = BigInt)]
-    seq: i64,
-    #[diesel(sql_type = SqlUuid)]
-    tenant_id: TenantId,
-    #[diesel(sql_type = diesel::sql_types::Nullable<SqlUuid>)]
-    message_id: Option<MessageId>,
-    /// Whether the text may be another than before.
-    #[diesel(sql_type = Bool)]
-    changed: bool,
-    #[diesel(sql_type = Timestamptz)]
-    at: DateTime<Utc>,
+/// Follows the event log until `stop` becomes true (or its sender is gone). Any number of nodes may run it.
+pub async fn run(app: App, stop: watch::Receiver<bool>) {
+    FOLLOWER.run(&app, &Index, stop).await;
 }
 
 /// Reads one batch of events, if no other node is doing so.
@@ -91,43 +55,22 @@ struct Told {
 /// When the database does not answer; nothing was changed then.
 pub async fn step(app: &App) -> Result<Step, DbError> {
     let now = app.clock.now();
-    let batch = app.db.system(async |conn| take(conn, now).await).await?;
-    let lag = batch.last().map_or(0.0, |last| (now - last.at).as_seconds_f64().max(0.0));
-    metrics::gauge!("switchboard_search_lag_seconds").set(lag);
-    Ok(Step { events: batch.len(), full: i64::try_from(batch.len()).is_ok_and(|count| count >= BATCH) })
+    let step = app.db.system(async |conn| take(conn, now).await).await?;
+    FOLLOWER.tell_lag(step, now);
+    Ok(step)
 }
 
-async fn take(conn: &mut SystemConn, now: DateTime<Utc>) -> Result<Vec<Told>, DbError> {
-    let cursor: Vec<Cursor> = sql("SELECT xact, seq FROM event_cursors WHERE name = 'search' FOR UPDATE SKIP LOCKED")
-        .prepared()
-        .load(&mut **conn)
-        .await?;
-    let Some(cursor) = cursor.into_iter().next() else { return Ok(Vec::new()) };
-    let batch: Vec<Told> =
-        sql("SELECT xact, seq, tenant_id, message_id, type IN ('message.edited', 'message.revoked') AS changed, at \
-         FROM events WHERE (xact, seq) > ($1, $2) AND xact < pg_snapshot_xmin(pg_current_snapshot())::text::bigint \
-         ORDER BY xact, seq LIMIT $3")
-        .bind::<BigInt, _>(cursor.xact)
-        .bind::<BigInt, _>(cursor.seq)
-        .bind::<BigInt, _>(BATCH)
-        .prepared()
-        .load(&mut **conn)
-        .await?;
-    let Some(last) = batch.last() else { return Ok(batch) };
+async fn take(conn: &mut SystemConn, now: DateTime<Utc>) -> Result<Step, DbError> {
+    let (batch, step) = FOLLOWER.take(conn, now).await?;
+    // Whether the text may be another than before.
+    let changed = |kind: &str| matches!(kind, "message.edited" | "message.revoked");
     let mut told: Vec<(TenantId, MessageId, bool)> =
-        batch.iter().filter_map(|event| Some((event.tenant_id, event.message_id?, event.changed))).collect();
+        batch.iter().filter_map(|event| Some((event.tenant_id, event.message_id?, changed(&event.kind)))).collect();
     // Of several events of a message one is enough, provided it is the one that says most.
     told.sort_unstable_by_key(|(tenant, id, changed)| (*tenant, *id, !changed));
     told.dedup_by_key(|(tenant, id, _)| (*tenant, *id));
     write(conn, &told).await?;
-    sql("UPDATE event_cursors SET xact = $1, seq = $2, updated_at = $3 WHERE name = 'search'")
-        .bind::<BigInt, _>(last.xact)
-        .bind::<BigInt, _>(last.seq)
-        .bind::<Timestamptz, _>(now)
-        .prepared()
-        .execute(&mut **conn)
-        .await?;
-    Ok(batch)
+    Ok(step)
 }
 
 const WRITE: &str = "\
@@ -191,7 +134,7 @@ pub async fn catch_up(app: &App) -> Result<bool, DbError> {
                 .load(&mut **conn)
                 .await?;
             let Some(place) = place.into_iter().next() else { return Ok::<_, DbError>(false) };
-            if !try_hold(conn).await? {
+            if FOLLOWER.lock(conn).await?.is_none() {
                 return Ok(false);
             }
             let old: Vec<Old> = sql(
@@ -219,14 +162,6 @@ pub async fn catch_up(app: &App) -> Result<bool, DbError> {
             Ok(last.is_some())
         })
         .await
-}
-
-async fn try_hold(conn: &mut AsyncPgConnection) -> Result<bool, DbError> {
-    let held: Vec<Cursor> = sql("SELECT xact, seq FROM event_cursors WHERE name = 'search' FOR UPDATE SKIP LOCKED")
-        .prepared()
-        .load(conn)
-        .await?;
-    Ok(!held.is_empty())
 }
 
 /// Holds everyone who writes down what messages say, until the transaction ends. Whoever takes something away from messages

@@ -195,9 +195,9 @@ impl World {
         let (mut seen, mut deliveries) = (0, 0);
         let handing_on = async {
             while seen < events {
-                let step = fan_out::step(&self.app, None).await.unwrap();
+                let (step, made) = fan_out::step(&self.app, None).await.unwrap();
                 seen += step.events;
-                deliveries += step.deliveries;
+                deliveries += made;
                 tokio::task::yield_now().await;
             }
         };
