@@ -819,6 +819,8 @@ diesel::table! {
         working_from -> Nullable<Timestamptz>,
         pairing_asks -> Int2,
         pairing_asks_since -> Nullable<Timestamptz>,
+        previous_webhook_key_sealed -> Nullable<Bytea>,
+        previous_webhook_key_until -> Nullable<Timestamptz>,
     }
 }
 

@@ -49,7 +49,7 @@ pub async fn receive(app: &App, server: WahaServerId, signature: &str, body: Byt
     // An unknown session answers as a wrong signature does.
     let peek = webhook::session_name(&body).ok_or(IntakeError::BadSignature)?;
     let session = app.directory.session_named(server, &peek.session).await?.ok_or(IntakeError::BadSignature)?;
-    if !webhook::verify(&[&session.webhook_key], &body, signature) {
+    if !webhook::verify(&session.webhook_keys(app.clock.now()), &body, signature) {
         return Err(IntakeError::BadSignature);
     }
     let glance = webhook::glance(&peek.event, &body);

@@ -13,10 +13,10 @@ use crate::dispatch::pacing::Pacing;
 use crate::dispatch::windows::Windows;
 use crate::domain::ids::{SessionId, TenantId};
 use crate::sessions::change::{NAME_TAKEN, json};
-use crate::sessions::directory::webhook_key_purpose;
 use crate::sessions::proxy;
 use crate::sessions::servers::{self, PlaceWish};
 use crate::sessions::view::{SessionRow, session_columns};
+use crate::sessions::webhook_keys;
 use crate::tenants;
 use crate::waha::Proxy;
 
@@ -126,8 +126,7 @@ pub async fn create_in(
     }
     let place = servers::place(conn, &new.wish, now).await?;
     let (server, engine) = place.ok_or_else(|| CreateError::NoRoom(new.wish.clone()))?;
-    let key = hex::encode(app.chance.bytes::<32>());
-    let sealed = app.sealer.seal(&webhook_key_purpose(id), key.as_bytes());
+    let sealed = webhook_keys::fresh(&app.sealer, &app.chance, id);
     let (status, desired) = if new.start { ("starting", "started") } else { ("stopped", "stopped") };
     let mut narrowed = conn.narrow_to(tenant).await?;
     let row = sql(INSERT)

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, Binary, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use secrecy::{SecretBox, SecretString};
 
@@ -32,8 +33,35 @@ pub struct SessionEntry {
     pub phone: Option<String>,
     /// What WAHA signs its webhooks with.
     pub webhook_key: SecretBox<Vec<u8>>,
+    /// What it signed them with before that key, if there was another one.
+    pub previous_webhook_key: Option<PreviousKey>,
     /// Where its connection to WhatsApp is to go through; `None`: straight.
     pub proxy: Option<Proxy>,
+}
+
+/// A webhook key that was replaced.
+#[derive(Debug)]
+pub struct PreviousKey {
+    /// The key.
+    pub key: SecretBox<Vec<u8>>,
+    /// When it is accepted no longer; `None`: WAHA was not seen with the new key yet.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl SessionEntry {
+    /// The keys that an event may be signed with at `now`.
+    #[must_use]
+    pub fn webhook_keys(&self, now: DateTime<Utc>) -> Vec<&SecretBox<Vec<u8>>> {
+        let accepted = |previous: &&PreviousKey| previous.until.is_none_or(|until| now < until);
+        let previous = self.previous_webhook_key.as_ref().filter(accepted).map(|previous| &previous.key);
+        std::iter::once(&self.webhook_key).chain(previous).collect()
+    }
+
+    /// Whether WAHA may not have the current key yet.
+    #[must_use]
+    pub fn has_untold_webhook_key(&self) -> bool {
+        self.previous_webhook_key.as_ref().is_some_and(|previous| previous.until.is_none())
+    }
 }
 
 /// A WAHA server that calls can go to.
@@ -110,6 +138,10 @@ struct SessionRow {
     #[diesel(sql_type = Binary)]
     webhook_key_sealed: Vec<u8>,
     #[diesel(sql_type = Nullable<Binary>)]
+    previous_webhook_key_sealed: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    previous_webhook_key_until: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Binary>)]
     proxy_sealed: Option<Vec<u8>>,
 }
 
@@ -131,7 +163,7 @@ macro_rules! session_query {
     ($condition:literal) => {
         concat!(
             "SELECT tenant_id, id, external_session_id, waha_server_id, engine, phone, webhook_key_sealed, \
-             proxy_sealed \
+             previous_webhook_key_sealed, previous_webhook_key_until, proxy_sealed \
              FROM waha_sessions WHERE deleted_at IS NULL AND ",
             $condition
         )
@@ -150,6 +182,10 @@ macro_rules! server_query {
 /// What WAHA signs its webhooks with, sealed.
 pub const SEALED_WEBHOOK_KEYS: SealedColumn =
     sealed_column!("waha_sessions", "webhook_key_sealed", "waha_sessions.webhook_key");
+
+/// What it signed them with before, sealed for the same purpose, so that a key becomes a previous one as it is.
+pub const SEALED_PREVIOUS_WEBHOOK_KEYS: SealedColumn =
+    sealed_column!("waha_sessions", "previous_webhook_key_sealed", SEALED_WEBHOOK_KEYS.purpose);
 
 /// The keys that WAHA servers know the gateway by, sealed.
 pub const SEALED_API_KEYS: SealedColumn = sealed_column!("waha_servers", "api_key_sealed", "waha_servers.api_key");
@@ -182,8 +218,15 @@ impl Directory {
         }
     }
 
+    fn webhook_key(&self, session: SessionId, sealed: &[u8]) -> Result<SecretBox<Vec<u8>>, UnsealError> {
+        let key = self.sealer.open(&webhook_key_purpose(session), sealed)?;
+        Ok(SecretBox::new(Box::new(key)))
+    }
+
     fn session_entry(&self, row: SessionRow) -> Result<Arc<SessionEntry>, DirectoryError> {
-        let webhook_key = self.sealer.open(&webhook_key_purpose(row.id), &row.webhook_key_sealed)?;
+        let webhook_key = self.webhook_key(row.id, &row.webhook_key_sealed)?;
+        let previous = row.previous_webhook_key_sealed.map(|sealed| self.webhook_key(row.id, &sealed)).transpose()?;
+        let until = row.previous_webhook_key_until;
         let proxy =
             row.proxy_sealed.as_deref().map(|sealed| proxy::opened(&self.sealer, row.id, sealed)).transpose()?;
         Ok(Arc::new(SessionEntry {
@@ -193,7 +236,8 @@ impl Directory {
             server: row.waha_server_id,
             engine: row.engine.parse().map_err(|_| DirectoryError::Unreadable("engine"))?,
             phone: row.phone,
-            webhook_key: SecretBox::new(Box::new(webhook_key)),
+            webhook_key,
+            previous_webhook_key: previous.map(|key| PreviousKey { key, until }),
             proxy,
         }))
     }

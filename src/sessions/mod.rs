@@ -22,3 +22,4 @@ pub mod servers;
 pub mod status;
 pub mod timeline;
 pub mod view;
+pub mod webhook_keys;

@@ -72,6 +72,8 @@ async fn fill(world: &World, base: &str) -> Sealed {
         let body = json!({"name": name, "start": false, "proxy": proxy});
         tenant.post("/v1/sessions", &body).await.expect(StatusCode::CREATED);
     }
+    let rotated = good(&["admin", "rotate-webhook-keys", "--all"], &world.settings(free_port())).await;
+    assert_eq!(rotated, "3 rotated, 0 skipped");
     let body = json!({"url": "http://127.0.0.1:4999/", "event_types": ["*"]});
     let made = tenant.post("/v1/webhook-endpoints", &body).await.expect(StatusCode::CREATED);
     let key_body = json!({"name": "once", "scopes": ["messages:read"]});
@@ -96,6 +98,9 @@ async fn all_is_read(app: &switchboard::app::App, base: &str, sealed: &Sealed) {
         let entry = app.directory.session(owner, id).await.unwrap().unwrap();
         assert_eq!(entry.webhook_key.expose_secret().len(), 64);
         let proxied = session.get("proxy").is_some();
+        let previous = entry.previous_webhook_key.as_ref().map(|previous| previous.key.expose_secret());
+        assert_eq!(previous.map(Vec::len), proxied.then_some(64));
+        assert_ne!(previous, Some(entry.webhook_key.expose_secret()));
         let password = entry.proxy.as_ref().and_then(|proxy| proxy.password.as_ref());
         assert_eq!(password.map(ExposeSecret::expose_secret), proxied.then_some("p"));
     }

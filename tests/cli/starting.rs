@@ -22,7 +22,7 @@ fn one_clear_line((code, output): (i32, String), words: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_subcommand_explains_itself() {
     let nothing = BTreeMap::new();
-    let commands: [(&[&str], &str); 13] = [
+    let commands: [(&[&str], &str); 14] = [
         (&[], "doctor"),
         (&["serve"], "--roles"),
         (&["migrate"], "--down"),
@@ -31,6 +31,7 @@ async fn every_subcommand_explains_itself() {
         (&["admin", "create-tenant"], "--description"),
         (&["admin", "create-api-key"], "--scopes"),
         (&["admin", "rotate-master-key"], "SWITCHBOARD_MASTER_KEY_PREVIOUS"),
+        (&["admin", "rotate-webhook-keys"], "--server"),
         (&["openapi"], "--check"),
         (&["simulate"], "+15550100003"),
         (&["doctor"], "--dev"),

@@ -33,6 +33,7 @@ async fn however_long_no_connection_comes_about_the_message_waits() {
             engine: Engine::Noweb,
             phone: None,
             webhook_key: SecretBox::new(Box::new(Vec::new())),
+            previous_webhook_key: None,
             proxy: None,
         }),
         server: Arc::new(ServerEntry {

@@ -8,3 +8,4 @@ mod pairing;
 mod pairing_page;
 mod pools;
 mod two_nodes;
+mod webhook_keys;

@@ -12,3 +12,4 @@ mod reconciling;
 pub mod stand;
 mod steering;
 pub mod ward;
+mod webhook_keys;

@@ -1,6 +1,7 @@
-//! `switchboard admin`: keys, tenants, the master key and dead letters, straight in the database.
+//! `switchboard admin`: keys, tenants, the master key, webhook keys and dead letters, straight in the database.
 
 mod dead_letters;
+mod webhook_keys;
 
 use anyhow::{anyhow, bail};
 use secrecy::ExposeSecret as _;
@@ -56,6 +57,16 @@ pub enum Command {
         /// Values in one transaction
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(i64).range(1..=10_000))]
         batch: i64,
+    },
+    /// Give sessions new keys that WAHA signs its webhooks with
+    ///
+    /// Nobody is reconnected: a session that works gets its new key with its next start or restart, and until then WAHA signs with
+    /// the previous one. That is accepted as long as WAHA has not got the new one, and for six hours more, in which WAHA may repeat
+    /// what it signed before. A session whose previous key is still accepted is skipped. It may be broken off and begun again.
+    #[command(verbatim_doc_comment)]
+    RotateWebhookKeys {
+        #[command(flatten)]
+        choice: webhook_keys::Choice,
     },
     /// List what WAHA told and could not be applied, without its content; or remove some of it
     #[command(args_conflicts_with_subcommands = true)]
@@ -130,6 +141,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", minted.key.expose_secret());
         }
         Command::RotateMasterKey { batch } => rotate_master_key(&config, &db, chance, batch).await?,
+        Command::RotateWebhookKeys { choice } => webhook_keys::rotate(&config, &db, &chance, choice).await?,
         Command::DeadLetters { deed: Some(deed), .. } => dead_letters::run(&db, deed).await?,
         Command::DeadLetters { reason, deed: None } => dead_letters::list(&db, reason).await?,
         Command::Reapply { choice } => dead_letters::reapply(config, choice).await?,

@@ -12,7 +12,7 @@ use crate::db::{DbError, Prepare, SystemConn, sql};
 use crate::domain::ids::WahaServerId;
 use crate::sessions::directory::{DirectoryError, SessionEntry};
 use crate::sessions::liveness::alarm;
-use crate::sessions::{moving, removal};
+use crate::sessions::{moving, removal, webhook_keys};
 use crate::waha::{CallError, Me, Server, SessionSpec, SessionStatus};
 
 /// A step is not begun with less than this left of its lease.
@@ -74,11 +74,16 @@ pub(super) async fn act(app: &App, session: &Taken) -> Result<Looked, Fault> {
     let (server, name) = (&place.server, session.external_session_id.as_str());
     // A deleted session is in the directory no more, and needs no configuration.
     let entry = app.directory.session(session.tenant_id, session.id).await?;
-    let spec = entry.map(|entry| spec(app, &entry, session.waha_server_id)).transpose()?;
+    let spec = entry.as_ref().map(|entry| spec(app, entry, session.waha_server_id)).transpose()?;
     let info = app.waha.get_session(server, name).await?;
     let found = info
         .as_ref()
         .map(|info| Found { status: info.status, drifted: spec.as_ref().is_some_and(|spec| !info.matches(spec)) });
+    // Whichever step brought it there: what counts is that WAHA shows it.
+    let has_key = found.is_some_and(|found| !found.drifted);
+    if has_key && entry.is_some_and(|entry| entry.has_untold_webhook_key()) {
+        webhook_keys::told(app, session.tenant_id, session.id).await?;
+    }
     let mut next = plan::next(&session.wishes, found, app.clock.now(), &app.config.fleet, false);
     if next == Next::OwnRestart {
         let alarm = app.db.system(async |conn: &mut SystemConn| alarm::active(conn).await).await?;
