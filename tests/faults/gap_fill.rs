@@ -171,7 +171,7 @@ async fn the_same_with_the_database_and_then_the_broker_away_for_a_minute_each()
     let mut through = direct.clone();
     through.set_host(Some("127.0.0.1")).unwrap();
     through.set_port(Some(broker.addr().port())).unwrap();
-    let mut world = World::on(&clock, SimulatorConfig::default()).await;
+    let mut world = World::on(&clock, SimulatorConfig { auto_pair: true, ..SimulatorConfig::default() }).await;
     world.amqp = through.to_string();
     let database = TcpProxy::start(world.db.server()).await;
     let behind = world.db.config_through(database.addr()).url.expose_secret().to_owned();

@@ -135,8 +135,8 @@ impl Stand {
         let lease = self.node.app.config.arrivals.timeout + Duration::from_secs(180);
         let conn = self.world.db.connect().await;
         eventually(PATIENCE, &format!("the file to be {status}"), async || {
-            let busy = "SELECT EXISTS (SELECT FROM media_fetches WHERE due_at <= to_timestamp($1 / 1000.0) \
-                        OR due_at = updated_at + $2 * interval '1 second')";
+            let busy = "SELECT EXISTS (SELECT FROM media_fetches WHERE due_at <= to_timestamp($1::float8 / 1000) \
+                        OR due_at = updated_at + $2::float8 * interval '1 second')";
             let now = self.clock.now().timestamp_millis() as f64;
             let busy: bool = conn.query_one(busy, &[&now, &lease.as_secs_f64()]).await.unwrap().get(0);
             if !busy {

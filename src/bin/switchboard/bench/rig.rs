@@ -184,11 +184,17 @@ impl Rig {
         Ok(Baseline { rate, micros: used.as_secs_f64() * 1e6 / inserts.max(1.0) })
     }
 
-    /// Ends the processes and removes the database and the queues.
-    pub async fn tear_down(mut self) -> anyhow::Result<()> {
-        for (_, child) in &mut self.gateway {
+    /// Ends the processes of the gateway.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        for (_, mut child) in self.gateway.drain(..) {
             child.kill().await?;
         }
+        Ok(())
+    }
+
+    /// Ends the processes and removes the database and the queues.
+    pub async fn tear_down(mut self) -> anyhow::Result<()> {
+        self.stop().await?;
         if let Some(simulator) = &mut self.simulator {
             simulator.kill().await?;
         }
