@@ -50,7 +50,8 @@ pub async fn note_read(
     contacts::lock_all(conn, reads.iter().map(|(tenant, ..)| *tenant)).await?;
     let keys: Vec<(TenantId, String)> =
         reads.iter().filter_map(|(tenant, _, chat, _)| Some((*tenant, person::key(chat)?))).collect();
-    let known: Vec<Known> = sql("SELECT DISTINCT i.tenant_id, i.key, i.contact_id FROM unnest($1, $2) AS w (tenant_id, key) \
+    let known: Vec<Known> =
+        sql("SELECT DISTINCT i.tenant_id, i.key, i.contact_id FROM unnest($1, $2) AS w (tenant_id, key) \
          CROSS JOIN LATERAL (SELECT * FROM contact_ids i WHERE i.tenant_id = w.tenant_id AND i.key = w.key OFFSET 0) i")
         .bind::<Array<SqlUuid>, _>(keys.iter().map(|(tenant, _)| *tenant).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(keys.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>())

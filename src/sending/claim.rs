@@ -177,6 +177,9 @@ struct Row {
 // always sent on: the attempt begins with settling the doubt.
 //
 // A message to somebody whom the session has not written with is a cold one. Who that is, is only looked up where it matters.
+//
+// Lanes and messages are joined once and go on together: the planner expects one of each, and would compare all with all for
+// every further join.
 const CLAIM: &str = concat!(
     "\
 WITH input AS (
@@ -193,7 +196,7 @@ WITH input AS (
     WHERE l.fence = i.fence AND l.claimed_fence < l.fence AND l.in_flight = i.message_id AND l.paused_because IS NULL
     ORDER BY l.session_id FOR UPDATE OF l
 ), before AS (
-    SELECT m.tenant_id, m.id, m.session_id, m.chat_id, m.to_msisdn, m.attempts, m.attempt_state, m.status, m.handed_over_at,
+    SELECT m.tenant_id, m.id, m.chat_id, m.to_msisdn, m.attempts, m.attempt_state, m.status, m.handed_over_at,
            m.status = 'queued' OR m.requeued AS waited,
            m.expires_at <= $5 AND m.attempt_state = 'none' AS late,
            CASE WHEN lane.check_numbers OR lane.restricted OR lane.new_chats IS NOT NULL THEN
@@ -203,23 +206,26 @@ WITH input AS (
     WHERE m.status IN ('queued', 'sending') AND m.deleted_at IS NULL
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m
 ), weighed AS (
-    SELECT b.*, CASE WHEN (lane.restricted OR lane.new_chats IS NOT NULL) AND NOT b.known AND b.attempt_state = 'none' THEN
+    SELECT lane.session_id, lane.fence, lane.min_gap_ms, lane.jitter_ms, lane.next_slot_at, lane.typing, lane.check_numbers,
+           lane.restricted, lane.new_chats, lane.capped, lane.lease_until, b.*,
+           CASE WHEN (lane.restricted OR lane.new_chats IS NOT NULL) AND NOT b.known AND b.attempt_state = 'none' THEN
         right(b.chat_id, 5) = '@c.us' OR right(b.chat_id, 4) = '@lid'
         AND NOT EXISTS (
-            SELECT FROM number_checks n JOIN known_chats k ON k.session_id = b.session_id AND k.chat_id = n.chat_id
+            SELECT FROM number_checks n JOIN known_chats k ON k.session_id = lane.session_id AND k.chat_id = n.chat_id
             WHERE n.tenant_id = b.tenant_id AND n.phone = b.to_msisdn)
         ELSE false END AS cold
-    FROM before b JOIN lane USING (session_id)
+    FROM lane LEFT JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
 ), judged AS (
     SELECT w.*, CASE
+        WHEN w.id IS NULL THEN NULL
         WHEN w.late AND (w.handed_over_at IS NULL OR w.status = 'queued') THEN 'expired'
         WHEN w.late THEN 'spare'
-        WHEN w.cold AND lane.restricted THEN 'restricted'
-        WHEN w.cold AND w.attempts = 0 AND lane.new_chats <= (
+        WHEN w.cold AND w.restricted THEN 'restricted'
+        WHEN w.cold AND w.attempts = 0 AND w.new_chats <= (
             SELECT count(*) FROM lane_sends s WHERE s.session_id = w.session_id AND s.new_chat AND s.at > $5 - interval '1 day')
             THEN 'new_chats_per_day'
         ELSE 'send' END AS verdict
-    FROM weighed w JOIN lane USING (session_id)
+    FROM weighed w
 ), claimed AS (
     UPDATE messages m SET
         status = CASE j.verdict WHEN 'send' THEN 'sending' WHEN 'expired' THEN 'expired' ELSE m.status END,
@@ -232,7 +238,8 @@ WITH input AS (
         error_message = CASE WHEN j.verdict <> 'expired' THEN m.error_message END,
         updated_at = $5
     FROM judged j WHERE m.tenant_id = j.tenant_id AND m.id = j.id
-    RETURNING m.*
+    RETURNING m.*, j.verdict, j.known, j.fence, j.min_gap_ms, j.jitter_ms, j.typing, j.check_numbers, j.attempt_state AS before,
+              j.handed_over_at IS NOT NULL AS resend
 ), transition AS (
     INSERT INTO message_transitions (tenant_id, message_id, status, at, cause, attempt)
     SELECT tenant_id, id, 'sending', $5, CASE WHEN j.status = 'queued' THEN 'its turn' ELSE 'tried again' END, j.attempts + 1
@@ -240,42 +247,37 @@ WITH input AS (
 ), counted AS (
     INSERT INTO lane_sends (tenant_id, session_id, at, new_chat)
     SELECT j.tenant_id, j.session_id, $5, j.cold AND j.attempts = 0
-    FROM judged j JOIN lane USING (session_id) WHERE j.verdict = 'send' AND lane.capped
+    FROM judged j WHERE j.verdict = 'send' AND j.capped
 ), turn AS (
     UPDATE lanes l SET
         claimed_fence = l.fence,
         in_flight = CASE WHEN j.verdict = 'send' THEN l.in_flight END,
-        lease_until = CASE WHEN j.verdict = 'send' THEN lane.lease_until END,
+        lease_until = CASE WHEN j.verdict = 'send' THEN j.lease_until END,
         next_slot_at = CASE WHEN j.id IS NOT NULL THEN l.next_slot_at ELSE slot.at END,
         last_send_at = CASE WHEN j.id IS NOT NULL THEN l.last_send_at ELSE $5 END,
-        ready_at = CASE WHEN j.verdict = 'send' THEN lane.lease_until
+        ready_at = CASE WHEN j.verdict = 'send' THEN j.lease_until
                         WHEN l.queued <= coalesce(j.waited, false)::int THEN NULL
                         WHEN j.id IS NOT NULL THEN greatest(l.next_slot_at, $5)
                         ELSE slot.at END,
         queued = greatest(l.queued - coalesce(j.waited, false)::int, 0),
         updated_at = $5
-    FROM lane LEFT JOIN judged j ON j.tenant_id = lane.tenant_id AND j.id = lane.message_id, LATERAL (
-        SELECT greatest(lane.next_slot_at, $5 + lane.min_gap_ms * interval '1 ms') AS at
-    ) slot
-    WHERE l.session_id = lane.session_id
+    FROM judged j, LATERAL (SELECT greatest(j.next_slot_at, $5 + j.min_gap_ms * interval '1 ms') AS at) slot
+    WHERE l.session_id = j.session_id
 )
-SELECT c.tenant_id, c.session_id, c.id, lane.fence, j.verdict, c.chat_id, c.to_msisdn, c.message_type, c.body, c.content,
+SELECT c.tenant_id, c.session_id, c.id, c.fence, c.verdict, c.chat_id, c.to_msisdn, c.message_type, c.body, c.content,
        c.reply_to IS NOT NULL AS replies,
        CASE WHEN c.reply_to IS NOT NULL THEN (
            SELECT ",
     whatsapp_id!("q"),
     " FROM messages q WHERE q.tenant_id = c.tenant_id AND q.id = c.reply_to)
        END AS quoted,
-       CASE WHEN lane.check_numbers AND NOT j.known AND c.to_msisdn IS NOT NULL AND j.handed_over_at IS NULL THEN coalesce((
+       CASE WHEN c.check_numbers AND NOT c.known AND c.to_msisdn IS NOT NULL AND NOT c.resend THEN coalesce((
            SELECT CASE WHEN n.registered THEN coalesce(n.chat_id, c.chat_id) ELSE '' END FROM number_checks n
            WHERE n.tenant_id = c.tenant_id AND n.phone = c.to_msisdn AND n.expires_at > $5), '?')
        END AS number,
-       c.waha_message_id, c.attempts, c.attempts_before, j.attempt_state AS before, j.handed_over_at IS NOT NULL AS resend, c.worker_deaths,
-       c.doubts, c.created_at, c.expires_at, lane.min_gap_ms, lane.jitter_ms, lane.typing
-FROM claimed c
-JOIN judged j ON j.tenant_id = c.tenant_id AND j.id = c.id
-JOIN lane ON lane.session_id = c.session_id
-WHERE j.verdict IN ('send', 'expired')"
+       c.waha_message_id, c.attempts, c.attempts_before, c.before, c.resend, c.worker_deaths, c.doubts, c.created_at, c.expires_at,
+       c.min_gap_ms, c.jitter_ms, c.typing
+FROM claimed c WHERE c.verdict IN ('send', 'expired')"
 );
 
 /// Added to the lease of lanes that simulate typing, as in the statement above.

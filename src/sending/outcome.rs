@@ -130,40 +130,39 @@ WITH input AS (
     WHERE l.fence = i.fence AND l.claimed_fence = i.fence AND l.in_flight = i.message_id
     ORDER BY l.session_id FOR UPDATE OF l
 ), before AS (
-    SELECT m.tenant_id, m.id, m.status
+    SELECT lane.*, m.status AS before
     FROM messages m JOIN lane ON m.tenant_id = lane.tenant_id AND m.id = lane.message_id
     ORDER BY m.tenant_id, m.id FOR UPDATE OF m
 ), message AS (
     UPDATE messages m SET
-        attempt_state = CASE WHEN lane.kind IN ('doubt', 'doubt_stays', 'doubt_pause') AND b.status = 'sending' THEN 'unknown' ELSE 'none' END,
-        attempts = m.attempts - (lane.kind IN ('pause', 'doubt_pause') AND b.status = 'sending')::int,
-        doubts = m.doubts + (lane.kind = 'doubt')::int,
-        handed_over_at = CASE lane.kind WHEN 'handed_over' THEN lane.at ELSE m.handed_over_at END,
-        waha_message_id = coalesce(lane.waha_message_id, m.waha_message_id),
-        requeued = lane.kind = 'restricted' AND b.status = 'sending',
-        held_because = CASE WHEN lane.kind = 'restricted' AND b.status = 'sending' THEN 'restricted' END,
-        status = CASE WHEN lane.kind IN ('failed', 'expired') AND b.status = 'sending' THEN lane.kind ELSE m.status END,
-        failed_at = CASE WHEN lane.kind = 'failed' AND b.status = 'sending' THEN lane.at ELSE m.failed_at END,
-        error_code = CASE WHEN b.status = 'sending' THEN lane.error_code ELSE m.error_code END,
-        error_message = CASE WHEN b.status = 'sending' THEN lane.error_message ELSE m.error_message END,
-        updated_at = lane.at
-    FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id
-    WHERE m.tenant_id = lane.tenant_id AND m.id = lane.message_id
-    RETURNING m.*, lane.kind IN ('failed', 'expired') AND b.status = 'sending' AS settled, lane.kind
+        attempt_state = CASE WHEN b.kind IN ('doubt', 'doubt_stays', 'doubt_pause') AND b.before = 'sending' THEN 'unknown' ELSE 'none' END,
+        attempts = m.attempts - (b.kind IN ('pause', 'doubt_pause') AND b.before = 'sending')::int,
+        doubts = m.doubts + (b.kind = 'doubt')::int,
+        handed_over_at = CASE b.kind WHEN 'handed_over' THEN b.at ELSE m.handed_over_at END,
+        waha_message_id = coalesce(b.waha_message_id, m.waha_message_id),
+        requeued = b.kind = 'restricted' AND b.before = 'sending',
+        held_because = CASE WHEN b.kind = 'restricted' AND b.before = 'sending' THEN 'restricted' END,
+        status = CASE WHEN b.kind IN ('failed', 'expired') AND b.before = 'sending' THEN b.kind ELSE m.status END,
+        failed_at = CASE WHEN b.kind = 'failed' AND b.before = 'sending' THEN b.at ELSE m.failed_at END,
+        error_code = CASE WHEN b.before = 'sending' THEN b.error_code ELSE m.error_code END,
+        error_message = CASE WHEN b.before = 'sending' THEN b.error_message ELSE m.error_message END,
+        updated_at = b.at
+    FROM before b WHERE m.tenant_id = b.tenant_id AND m.id = b.message_id
+    RETURNING m.*, b.kind IN ('failed', 'expired') AND b.before = 'sending' AS settled, b.kind
 ), turn AS (
     UPDATE lanes l SET
         in_flight = CASE WHEN again.again THEN l.in_flight END,
         lease_until = NULL,
-        next_slot_at = lane.free_at,
-        last_send_at = lane.at,
+        next_slot_at = b.free_at,
+        last_send_at = b.at,
         ready_at = CASE WHEN l.paused_because IS NOT NULL THEN NULL
-                        WHEN again.again THEN greatest(lane.retry_at, lane.free_at)
-                        WHEN l.queued > 0 THEN lane.free_at END,
-        updated_at = lane.at
-    FROM lane JOIN before b ON b.tenant_id = lane.tenant_id AND b.id = lane.message_id, LATERAL (
-        SELECT lane.kind IN ('retry', 'pause', 'doubt', 'doubt_stays', 'doubt_pause') AND b.status = 'sending' AS again
+                        WHEN again.again THEN greatest(b.retry_at, b.free_at)
+                        WHEN l.queued > 0 THEN b.free_at END,
+        updated_at = b.at
+    FROM before b, LATERAL (
+        SELECT b.kind IN ('retry', 'pause', 'doubt', 'doubt_stays', 'doubt_pause') AND b.before = 'sending' AS again
     ) again
-    WHERE l.session_id = lane.session_id
+    WHERE l.session_id = b.session_id
 )
 SELECT ",
     message_columns!(),

@@ -178,6 +178,7 @@ async fn the_same_with_the_database_and_then_the_broker_away_for_a_minute_each()
     let node = world.node_with(&Role::ALL, |config| {
         eager(config);
         config.gap_fill.lease = Duration::from_secs(40);
+        config.gap_fill.overlap = GapFill::default().overlap;
         config.database.url = SecretString::from(behind);
         config.database.acquire_timeout = Duration::from_secs(2);
     });

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use super::counter::Counter;
 use crate::support::{TestDb, eventually};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const PLATFORM_KEY: &str = "platform-key-of-the-tests";
 const WAHA_KEY: &str = "key-of-the-simulator";
 

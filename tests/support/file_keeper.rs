@@ -50,6 +50,7 @@ pub struct Asked {
 struct Script {
     files: HashMap<String, VecDeque<Reply>>,
     messages: VecDeque<Option<Value>>,
+    answered_with_the_last: bool,
     asked: Vec<Asked>,
 }
 
@@ -112,9 +113,13 @@ impl FileKeeper {
         self.shared.script().files.insert(path.to_owned(), replies.into_iter().collect());
     }
 
-    /// Answers the next request for a message so: `None` says that there is none. The last one stays.
+    /// Answers the next request for a message so: `None` says that there is none. The last one stays until there is another.
     pub fn message(&self, answer: Option<Value>) {
-        self.shared.script().messages.push_back(answer);
+        let mut script = self.shared.script();
+        if std::mem::take(&mut script.answered_with_the_last) {
+            script.messages.clear();
+        }
+        script.messages.push_back(answer);
     }
 
     /// Lets go of what is held.
@@ -161,7 +166,12 @@ async fn answer(request: HttpRequest, shared: web::Data<Shared>) -> HttpResponse
         let mut script = shared.script();
         script.asked.push(Asked { path: request.uri().to_string(), key });
         let reply = script.files.get_mut(&path).and_then(next);
-        let found = if message { next(&mut script.messages).flatten() } else { None };
+        let found = if message {
+            script.answered_with_the_last = script.messages.len() == 1;
+            next(&mut script.messages).flatten()
+        } else {
+            None
+        };
         (reply, found)
     };
     if path.contains("/api/") && !authorised {

@@ -22,7 +22,7 @@ pub struct Line {
     pub chat: String,
     /// Text or caption, as it is now; of one that was taken back nothing, since nobody may have heard it before.
     pub text: String,
-    /// As the API calls it: `received`, `sent`, `read`, …
+    /// As the API calls it: `received`, `sent`, `read`, … What was concluded from an answer alone, WAHA never said.
     pub status: String,
     /// Whether it was taken back.
     pub revoked: bool,
@@ -62,7 +62,8 @@ pub async fn of_database(client: &Client, session: &str) -> Vec<Line> {
     let rows = client
         .query(
             "SELECT coalesce(m.waha_message_id, ''), m.direction, CASE WHEN m.direction = 'inbound' THEN 'app' ELSE coalesce(m.source, 'api') END,
-                    m.chat_id, CASE WHEN m.revoked_at IS NULL THEN coalesce(m.body, '') ELSE '' END, m.status, m.revoked_at IS NOT NULL,
+                    m.chat_id, CASE WHEN m.revoked_at IS NULL THEN coalesce(m.body, '') ELSE '' END,
+                    CASE WHEN m.delivery_inferred THEN 'sent' ELSE m.status END, m.revoked_at IS NOT NULL,
                     ARRAY(SELECT r.person FROM message_reactions r WHERE r.session_id = m.session_id AND r.waha_message_id = m.waha_message_id
                           AND r.emoji <> '' AND m.revoked_at IS NULL ORDER BY r.person),
                     ARRAY(SELECT r.emoji FROM message_reactions r WHERE r.session_id = m.session_id AND r.waha_message_id = m.waha_message_id

@@ -81,10 +81,10 @@ async fn what_nobody_has_any_more_expires_and_what_never_comes_fails_until_it_is
     assert_eq!((&media["filename"], &media["width"], &media["height"]), (&json!("d.png"), &json!(5), &json!(7)));
 
     // One that never comes is given up after some tries.
-    let failing = stand.arrives("D3", Some("http://waha/api/files/s/D3.png"), "image/png", None).await;
     stand.keeper.message(Some(
         json!({"id": "false_15550100009@c.us_D3", "from": "15550100009@c.us", "hasMedia": true, "media": null}),
     ));
+    let failing = stand.arrives("D3", Some("http://waha/api/files/s/D3.png"), "image/png", None).await;
     let media = stand.becomes_after_pauses(failing, "failed").await;
     assert_eq!(media["error"], "unavailable");
     let asked = stand.keeper.asked().iter().filter(|asked| asked.path.contains("/messages/D3")).count();

@@ -130,17 +130,19 @@ impl Stand {
         .await
     }
 
-    /// As [`Self::becomes_by`], over pauses longer than the lease of a try: the clock stands still while one is due or under way.
+    /// As [`Self::becomes_by`], over pauses longer than the lease of a try, which must not run out under a try.
     async fn becomes_after_pauses(&self, id: MessageId, status: &str) -> Value {
-        let lease = self.node.app.config.arrivals.timeout + Duration::from_secs(180);
+        let lease = (self.node.app.config.arrivals.timeout + Duration::from_secs(180)).as_secs_f64();
         let conn = self.world.db.connect().await;
+        let look = "SELECT EXISTS (SELECT FROM media_fetches WHERE due_at = updated_at + $2::float8 * interval '1 second'), \
+                           EXISTS (SELECT FROM media_fetches WHERE due_at <= to_timestamp($1::float8 / 1000))";
         eventually(PATIENCE, &format!("the file to be {status}"), async || {
-            let busy = "SELECT EXISTS (SELECT FROM media_fetches WHERE due_at <= to_timestamp($1::float8 / 1000) \
-                        OR due_at = updated_at + $2::float8 * interval '1 second')";
             let now = self.clock.now().timestamp_millis() as f64;
-            let busy: bool = conn.query_one(busy, &[&now, &lease.as_secs_f64()]).await.unwrap().get(0);
-            if !busy {
-                self.clock.advance(Duration::from_secs(600));
+            let row = conn.query_one(look, &[&now, &lease]).await.unwrap();
+            match (row.get(0), row.get(1)) {
+                (true, _) => {}
+                (false, true) => self.clock.advance(self.node.app.config.timings.poll),
+                (false, false) => self.clock.advance(Duration::from_secs(600)),
             }
             let media = self.media(id).await;
             (media["status"] == status).then_some(media)

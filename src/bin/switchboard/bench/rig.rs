@@ -260,8 +260,11 @@ fn pgbench_binary() -> anyhow::Result<PathBuf> {
     found.pop().context("pgbench is not installed (Debian: the package postgresql-contrib or postgresql-15)")
 }
 
+/// A connection to look on with. It goes by the indexes: a look at ten million messages must not cost more than what is measured.
 pub async fn connect(url: &SecretString) -> anyhow::Result<AsyncPgConnection> {
-    AsyncPgConnection::establish(url.expose_secret()).await.context("DATABASE_URL")
+    let mut conn = AsyncPgConnection::establish(url.expose_secret()).await.context("DATABASE_URL")?;
+    conn.batch_execute("SET enable_seqscan = off").await?;
+    Ok(conn)
 }
 
 pub async fn execute(url: &SecretString, statement: &str) -> anyhow::Result<()> {
